@@ -1,0 +1,79 @@
+SHELL       := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+TOOL     := go tool -modfile=tools/go.mod
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+GOBUILD   = CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
+PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
+
+FUZZTIME ?= 30s
+BENCH    ?= .
+COUNT    ?= 6
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: test
+test: ## Run all tests, with the race detector where there is a C compiler
+	@if command -v "$$(go env CC)" >/dev/null; then \
+		echo 'go test -race -timeout 15m ./...'; \
+		CGO_ENABLED=1 go test -race -timeout 15m ./...; \
+	else \
+		echo 'NO RACE DETECTOR: it needs a C compiler, and none was found. Testing without it.'; \
+		CGO_ENABLED=0 go test -timeout 15m ./...; \
+	fi
+
+.PHONY: lint
+lint: ## Check formatting, run go vet and golangci-lint
+	@echo '== gofmt'
+	@files=$$(git ls-files -z '*.go' | xargs -0 gofmt -l); \
+	if [ -n "$$files" ]; then echo "not formatted, run gofmt -w on:"; echo "$$files"; exit 1; fi
+	@echo '== go vet'
+	@go vet ./...
+	@echo '== golangci-lint'
+	@$(TOOL) golangci-lint run ./...
+
+.PHONY: vuln
+vuln: ## Look for known vulnerabilities in what the code calls
+	@out=$$($(TOOL) govulncheck ./... 2>&1) && status=0 || status=$$?; \
+	echo "$$out"; \
+	if [ $$status -ne 0 ] && grep -q 'fetching vulnerabilities' <<<"$$out"; then \
+		echo 'NOT CHECKED: the vulnerability database cannot be reached from here.'; \
+	else \
+		exit $$status; \
+	fi
+
+.PHONY: build
+build: ## Build the static binary bin/posthorn
+	$(GOBUILD) -o bin/posthorn ./cmd/posthorn
+
+.PHONY: cross
+cross: ## Build for Linux, macOS and Windows, amd64 and arm64, into dist/
+	@for p in $(PLATFORMS); do \
+		os=$${p%/*}; arch=$${p#*/}; ext=; if [ $$os = windows ]; then ext=.exe; fi; \
+		echo "dist/posthorn-$$os-$$arch$$ext"; \
+		GOOS=$$os GOARCH=$$arch $(GOBUILD) -o dist/posthorn-$$os-$$arch$$ext ./cmd/posthorn; \
+	done
+
+.PHONY: fuzz
+fuzz: ## Run each fuzz test for FUZZTIME (30s)
+	@packages=$$(go list ./...); \
+	for pkg in $$packages; do \
+		names=$$(go test -list '^Fuzz' $$pkg); \
+		for name in $$(awk '/^Fuzz/' <<<"$$names"); do \
+			echo "== $$name in $$pkg"; \
+			go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) $$pkg; \
+		done; \
+	done
+
+.PHONY: bench
+bench: ## Run the benchmarks BENCH (all) COUNT (6) times, into bench.txt
+	go test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) ./... | tee bench.txt
+	@echo "compare two: $(TOOL) benchstat old.txt bench.txt"
+
+.PHONY: clean
+clean: ## Remove what the other targets made
+	rm -rf bin dist bench.txt coverage.* *.coverprofile *.prof *.test
