@@ -1,0 +1,108 @@
+// Package secretbox seals the secrets of webhooks for storage, in the Fernet
+// format (https://github.com/fernet/spec), so that a database whose secrets
+// another Fernet implementation sealed stays readable, and the other way round.
+package secretbox
+
+import (
+	"crypto/aes"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/fernet/fernet-go"
+)
+
+// ErrUndecryptable is returned by Open for a value that has the shape of a
+// sealed secret and that none of the box's keys opens: the key is missing, or
+// the value was altered.
+var ErrUndecryptable = errors.New("none of the keys opens the sealed secret")
+
+// Layout of a Fernet token before base64: version, time, IV, ciphertext, HMAC.
+const (
+	tokenVersion  = 0x80
+	tokenOverhead = 1 + 8 + aes.BlockSize + sha256.Size
+	minTokenLen   = tokenOverhead + aes.BlockSize // padding fills at least one block
+)
+
+// A Box seals and opens secrets with a fixed set of keys. It is safe for
+// concurrent use, and never shows its keys when printed.
+type Box struct {
+	keys []*fernet.Key
+}
+
+// New returns a Box that seals with the first of keys and opens with any of
+// them; to rotate keys, put the new one in front. A key is 32 bytes in URL-safe
+// or standard base64 with padding, or in hexadecimal.
+func New(keys []string) (*Box, error) {
+	if len(keys) == 0 {
+		return nil, errors.New("no secret key given; make one with `posthorn keys generate`")
+	}
+	b := &Box{keys: make([]*fernet.Key, len(keys))}
+	for i, s := range keys {
+		k, err := fernet.DecodeKey(s)
+		if err != nil {
+			// err is left out: it can quote a part of the key.
+			return nil, fmt.Errorf("secret key %d of %d is not 32 bytes in base64; make one with `posthorn keys generate`",
+				i+1, len(keys))
+		}
+		b.keys[i] = k
+	}
+	return b, nil
+}
+
+// GenerateKey returns a new random key in the form that New takes.
+func GenerateKey() (string, error) {
+	var k fernet.Key
+	if err := k.Generate(); err != nil {
+		return "", fmt.Errorf("generate secret key: %w", err)
+	}
+	return k.Encode(), nil
+}
+
+// Seal encrypts plaintext with the first key.
+func (b *Box) Seal(plaintext string) (string, error) {
+	token, err := fernet.EncryptAndSign([]byte(plaintext), b.keys[0])
+	if err != nil {
+		return "", fmt.Errorf("seal secret: %w", err)
+	}
+	return string(token), nil
+}
+
+// Open decrypts a value that Seal made with any of the keys, however long ago.
+// A value that IsSealed denies is a secret that was never encrypted, as found
+// in imported databases: it is returned as it is, with sealed false. The error
+// is ErrUndecryptable or nil.
+func (b *Box) Open(value string) (plaintext string, sealed bool, err error) {
+	if !IsSealed(value) {
+		return value, false, nil
+	}
+	// A ttl of 0 skips both checks of the token's time: secrets don't expire,
+	// and a clock set back doesn't make them unreadable.
+	msg := fernet.VerifyAndDecrypt([]byte(value), 0, b.keys)
+	if msg == nil {
+		return "", true, ErrUndecryptable
+	}
+	return string(msg), true, nil
+}
+
+// IsSealed reports whether value has the shape of a sealed secret: base64 of the
+// right version and a possible length. It doesn't tell whether any key opens it.
+func IsSealed(value string) bool {
+	raw, err := base64.URLEncoding.DecodeString(value)
+	return err == nil &&
+		len(raw) >= minTokenLen &&
+		raw[0] == tokenVersion &&
+		(len(raw)-tokenOverhead)%aes.BlockSize == 0
+}
+
+// Format implements fmt.Formatter: whatever the verb, the keys aren't shown.
+func (b Box) Format(f fmt.State, _ rune) {
+	_, _ = io.WriteString(f, b.String())
+}
+
+// String tells how many keys the box holds, and nothing else about them.
+func (b Box) String() string {
+	return fmt.Sprintf("secretbox.Box(%d keys)", len(b.keys))
+}
