@@ -1,0 +1,132 @@
+package posthorn
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/musehub/posthorn/internal/sender"
+)
+
+// headerNames are the names of the headers that carry the brand. They are not in http.Header's canonical form, which
+// would put X-Musehub-Event on the wire: receivers must not care about case (RFC 9110, section 5.1), but some do.
+type headerNames struct{ event, delivery, signature string }
+
+func brandedHeaders(brand string) headerNames {
+	prefix := "X-" + brand + "-"
+	return headerNames{event: prefix + "Event", delivery: prefix + "Delivery", signature: prefix + "Signature"}
+}
+
+// attempt makes the attempt that an entry stands for, once its webhook allows it, and says what became of the entry.
+func (d *Dispatcher) attempt(ctx context.Context, e *Entry) Result {
+	for {
+		subs, err := d.subscriptions.of(ctx, e.Event.RepoID)
+		if err != nil {
+			if ctx.Err() == nil {
+				d.log.Error("can't read webhooks; its deliveries wait", "repo", e.Event.RepoID, "error", err)
+			}
+			return Result{Entry: e, RetryAt: now().Add(storeRetry)}
+		}
+		t := subs.bySeq[e.WebhookSeq]
+		switch {
+		case t == nil:
+			return Result{Entry: e} // deleted, and its queue with it
+		case !t.Active && e.Trigger == TriggerAutomatic:
+			return Result{Entry: e, RetryAt: e.DueAt} // it waits in the store until the webhook is active again
+		}
+		outcome, delivery := d.send(ctx, t, e)
+		if outcome.Canceled {
+			if ctx.Err() == nil && t.revoked.Load() {
+				continue // the webhook was changed before anything was on the wire
+			}
+			return Result{Entry: e, RetryAt: e.DueAt}
+		}
+		result := Result{Entry: e, Delivery: delivery}
+		if !delivery.Success {
+			if delay, again := d.cfg.RetryPolicy.next(e.Attempt); again {
+				result.RetryAt = delivery.DeliveredAt.Add(delay)
+				delivery.NextAttemptAt = result.RetryAt
+			}
+		}
+		return result
+	}
+}
+
+// send makes one request and describes it as a delivery, unless it was cancelled.
+func (d *Dispatcher) send(ctx context.Context, t *target, e *Entry) (sender.Outcome, *Delivery) {
+	started := now()
+	delivery := &Delivery{
+		ID:        DeliveryID(e.Event, t.ID, e.Run, e.Attempt),
+		WebhookID: t.ID,
+		EventID:   e.Event.ID,
+		EventType: e.Event.Type,
+		Payload:   e.Event.Payload,
+		Trigger:   e.Trigger,
+		Run:       e.Run,
+		Attempt:   e.Attempt,
+		Exchange:  Exchange{URL: t.URL, SentAt: started, Secrets: t.secrets},
+	}
+	outcome := sender.Outcome{}
+	switch {
+	case t.signerErr != nil: // nothing is ever sent unsigned for lack of a key
+		outcome.Body = "request error: " + t.signerErr.Error()
+	case t.url == nil:
+		outcome.Body = "request error: the webhook's URL can't be parsed"
+	default:
+		header := d.requestHeader(delivery)
+		if t.secrets > 0 {
+			header[d.headers.signature] = []string{t.signer.Body(e.Event.Payload)}
+			header[standardSignature] = []string{t.signer.Standard(e.Event.ID, started, e.Event.Payload)}
+		}
+		outcome = d.transport(ctx, &sender.Request{
+			URL: t.url, Header: header, Body: e.Event.Payload, Timeout: d.cfg.Timeout, Revoked: &t.revoked,
+		})
+	}
+	delivery.Success = outcome.Success()
+	delivery.ResponseStatus = outcome.Status
+	delivery.ResponseBody = outcome.Body
+	delivery.DeliveredAt = now()
+	delivery.Exchange.Header = outcome.Header
+	delivery.Exchange.Timings = Timings(outcome.Timings)
+	return outcome, delivery
+}
+
+// The headers of Standard Webhooks 1.0.0, in lower case on the wire as the specification writes them.
+const (
+	standardID        = "webhook-id"
+	standardTimestamp = "webhook-timestamp"
+	standardSignature = "webhook-signature"
+)
+
+// requestHeader returns the headers of a delivery's request but for its signatures.
+func (d *Dispatcher) requestHeader(delivery *Delivery) http.Header {
+	return http.Header{
+		"Content-Type":     {"application/json"},
+		"User-Agent":       {d.cfg.UserAgent},
+		d.headers.event:    {delivery.EventType},
+		d.headers.delivery: {delivery.ID},
+		standardID:         {delivery.EventID},
+		standardTimestamp:  {strconv.FormatInt(delivery.Exchange.SentAt.Unix(), 10)},
+	}
+}
+
+// RequestHeader returns the headers that a delivery's request had, with its signatures masked.
+func (d *Dispatcher) RequestHeader(delivery Delivery) http.Header {
+	header := d.requestHeader(&delivery)
+	if delivery.Payload != nil {
+		header["Content-Length"] = []string{strconv.Itoa(len(delivery.Payload))}
+	}
+	if delivery.Exchange.Secrets > 0 {
+		header[d.headers.signature] = []string{"sha256=***"}
+		masked := "v1,***"
+		for range delivery.Exchange.Secrets - 1 {
+			masked += " v1,***"
+		}
+		header[standardSignature] = []string{masked}
+	}
+	return header
+}
+
+// now is the time as stores keep it: UTC, to the microsecond. It has no monotonic reading.
+func now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }

@@ -1,0 +1,272 @@
+package posthorn
+
+import (
+	"container/heap"
+	"context"
+	"sync"
+	"time"
+)
+
+const (
+	// sweepEvery is how often the store is asked for whatever is due. It is what finds every entry after any crash.
+	// Everything else that leads to a claim only saves time.
+	sweepEvery = time.Second
+	// A retry that is due within hintHorizon is claimed on time; one further away by the first sweep after.
+	hintHorizon = time.Minute
+	maxHints    = 100_000
+
+	claimWebhooks = 256     // in one claim, at most
+	claimEntries  = 1024    // in one claim, about
+	claimBytes    = 8 << 20 // in one claim, about
+	sweepPage     = 512
+)
+
+// claimer brings entries from the store into the scheduler's queues: what was spilled, retries that have become due, and
+// what dead nodes left.
+type claimer struct {
+	store   Store
+	sched   *scheduler
+	node    func() int64
+	horizon time.Duration
+	failed  func(doing string, err error)
+	after   int64 // the webhook at which the last sweep stopped
+
+	mu    sync.Mutex
+	hints hints
+	early chan struct{} // a hint became the first
+}
+
+// hint says that a webhook has an entry due at a time.
+type hint struct {
+	at      time.Time
+	webhook DueWebhook
+	byHand  bool
+}
+
+// retryAt tells when a webhook has an entry due.
+func (c *claimer) retryAt(at time.Time, w DueWebhook, byHand bool) {
+	if at.Sub(now()) > hintHorizon {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.hints) >= maxHints {
+		return
+	}
+	heap.Push(&c.hints, hint{at, w, byHand})
+	if c.hints[0].at.Equal(at) {
+		select {
+		case c.early <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// followHints has the webhooks of the hints that are due claimed for, and returns how long it is until the next one.
+func (c *claimer) followHints() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for len(c.hints) > 0 {
+		wait := time.Until(c.hints[0].at)
+		if wait > 0 {
+			return wait
+		}
+		h := heap.Pop(&c.hints).(hint)
+		c.sched.wantOne(h.webhook, h.byHand)
+	}
+	return hintHorizon
+}
+
+func (c *claimer) run(ctx context.Context) {
+	sweep := time.NewTicker(sweepEvery)
+	defer sweep.Stop()
+	next := time.NewTimer(hintHorizon)
+	defer next.Stop()
+	c.sweep(ctx)
+	for {
+		c.claim(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.sched.signal:
+		case <-c.early:
+		case <-next.C:
+		case <-sweep.C:
+			c.sweep(ctx)
+		}
+		next.Reset(c.followHints())
+	}
+}
+
+// sweep makes the scheduler want whatever webhook has something due. Where that is more than it has room for, the next
+// sweep goes on behind the last one.
+func (c *claimer) sweep(ctx context.Context) {
+	for !c.sched.crowded() {
+		due, err := c.store.Due(ctx, now(), c.horizon, c.after, sweepPage)
+		if err != nil {
+			c.failed("look for what is due", err)
+			return
+		}
+		for _, w := range due {
+			c.sched.wantOne(w, false)
+		}
+		c.claim(ctx)
+		if len(due) < sweepPage {
+			c.after = 0
+			return
+		}
+		c.after = due[len(due)-1].Seq
+	}
+}
+
+// claim claims for the webhooks that are wanted and have room, until there is none left or the store fails.
+func (c *claimer) claim(ctx context.Context) {
+	for ctx.Err() == nil {
+		plan := c.sched.planClaim()
+		if len(plan) == 0 {
+			return
+		}
+		wants := make([]Want, len(plan))
+		for i, p := range plan {
+			wants[i] = Want{WebhookSeq: p.queue.Seq, Limit: p.limit}
+		}
+		limit := min(claimBytes, c.sched.limits.bytes/8)
+		entries, err := c.store.Claim(ctx, Claim{
+			Node: c.node(), Now: now(), Horizon: c.horizon, Wants: wants, MaxBytes: limit,
+		})
+		c.sched.claimed(plan, entries, limit, err)
+		if err != nil {
+			c.failed("claim what is due", err)
+			return
+		}
+	}
+}
+
+// hints is a heap, the earliest first.
+type hints []hint
+
+func (h hints) Len() int           { return len(h) }
+func (h hints) Less(i, j int) bool { return h[i].at.Before(h[j].at) }
+func (h hints) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *hints) Push(x any)        { *h = append(*h, x.(hint)) }
+func (h *hints) Pop() any {
+	last := len(*h) - 1
+	x := (*h)[last]
+	*h = (*h)[:last]
+	return x
+}
+
+// What follows is the scheduler's side of claiming.
+
+// planned is a webhook that is being claimed for.
+type planned struct {
+	queue  *queue
+	limit  int // the entries asked for; as many places are reserved
+	spills int // the queue's when the claim was planned
+}
+
+// want asks for a claim for a webhook once at least half of its queue is free.
+func (s *scheduler) want(q *queue) {
+	q.wanted = true
+	if s.room(q) >= (s.capacity(q)+1)/2 {
+		s.claimSoon(q)
+	}
+}
+
+func (s *scheduler) claimSoon(q *queue) {
+	if !q.claiming && !s.stopped {
+		q.claiming = true
+		s.claims = append(s.claims, q)
+		s.wake()
+	}
+}
+
+// wantOne asks for a claim for a webhook, at once if it is for what was asked for by hand.
+func (s *scheduler) wantOne(w DueWebhook, byHand bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	q := s.queue(w)
+	if byHand {
+		s.claimSoon(q)
+	}
+	s.want(q)
+}
+
+// crowded reports whether the scheduler has more webhooks than it should.
+func (s *scheduler) crowded() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.queues) > 2*maxRemembered
+}
+
+func (s *scheduler) wake() {
+	select {
+	case s.signal <- struct{}{}:
+	default:
+	}
+}
+
+// planClaim takes webhooks to claim for and reserves places for their entries.
+func (s *scheduler) planClaim() []planned {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped || !time.Now().Before(s.leaseUntil) {
+		return nil
+	}
+	var plan []planned
+	var waiting []*queue
+	share := max(probeQueue, claimEntries/max(1, min(len(s.claims), claimWebhooks)))
+	for i, q := range s.claims {
+		if len(plan) == claimWebhooks {
+			waiting = append(waiting, s.claims[i:]...)
+			break
+		}
+		if !s.hasBytes(q, 1) {
+			waiting = append(waiting, q)
+			continue
+		}
+		p := planned{queue: q, limit: min(share, max(1, s.room(q))), spills: q.spills}
+		q.wanted = false
+		q.reserved += p.limit
+		plan = append(plan, p)
+	}
+	s.claims = waiting
+	return plan
+}
+
+// claimed puts claimed entries into their queues.
+func (s *scheduler) claimed(plan []planned, entries []*Entry, maxBytes int, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	got := make(map[int64]int, len(plan))
+	for _, e := range entries {
+		q := s.queues[e.WebhookSeq]
+		got[q.Seq]++
+		n := len(e.Event.Payload)
+		maxBytes -= n
+		s.addBytes(q, cost(n))
+		s.add(q, e)
+	}
+	for _, p := range plan {
+		q := p.queue
+		q.reserved -= p.limit
+		q.claiming = false
+		switch {
+		case err != nil: // tried again after the next sweep
+			q.wanted, q.claiming = true, true
+			s.claims = append(s.claims, q)
+		case got[q.Seq] == p.limit || maxBytes <= 0: // there may be more
+			q.spilled = true
+			s.want(q)
+		case q.spilling == 0 && q.spills == p.spills: // there is no more
+			q.spilled = false
+			if q.wanted {
+				s.want(q)
+			}
+		default:
+			s.want(q)
+		}
+		s.settle(q)
+	}
+	s.start()
+}

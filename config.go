@@ -1,0 +1,175 @@
+package posthorn
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/musehub/posthorn/internal/sender"
+)
+
+// Config configures a [Dispatcher]. Its zero value works.
+type Config struct {
+	// SecretKeys encrypt the signing secrets at rest: Fernet keys as `posthorn keys generate` prints them. The first
+	// encrypts, all decrypt. Defaults to the store's own key if it keeps one, as package sqlite does in a file beside
+	// the database.
+	SecretKeys []string
+
+	// EventTypes are the types that may be dispatched and subscribed to, besides [EventPing] and [AllEvents].
+	// Defaults to MuseHub's nine: [DefaultEventTypes].
+	EventTypes []string
+
+	// RetryPolicy says how often and when a failing delivery is attempted. Defaults to the policy "musehub".
+	RetryPolicy *RetryPolicy
+
+	// Timeout is how long one attempt may take, from the DNS look-up to the last byte of the response.
+	// Defaults to 10 seconds.
+	Timeout time.Duration
+
+	// AllowTargets opens addresses that deliveries may otherwise not go to, such as private networks: IP addresses or
+	// CIDR prefixes, each optionally with a port ("10.0.0.0/8", "127.0.0.1:9000", "[fd00::/8]:443").
+	// The metadata services of clouds stay closed unless their exact address is named. Defaults to none.
+	AllowTargets []string
+
+	// MaxPayload is how many bytes an event's payload may have. Defaults to 1 MiB; at most 25 MiB.
+	MaxPayload int
+
+	// MaxInFlight is how many requests may be under way at once. Defaults to 1024.
+	MaxInFlight int
+	// MaxInFlightPerWebhook is how many of them may be to one webhook. Defaults to 16.
+	MaxInFlightPerWebhook int
+	// MaxQueued is how many entries of one webhook are held in memory. What is queued beyond that waits in the store.
+	// Defaults to 1024.
+	MaxQueued int
+	// MaxQueuedBytes is how many bytes of payload are held in memory in all. Defaults to 64 MiB.
+	MaxQueuedBytes int
+
+	// Retention is how long events and deliveries are kept. Defaults to 30 days.
+	Retention time.Duration
+
+	// Brand is the middle of the header names X-MuseHub-Event, X-MuseHub-Delivery and X-MuseHub-Signature.
+	// Defaults to "MuseHub".
+	Brand string
+	// UserAgent is sent with every request. Defaults to "MuseHub-Webhook/1.0".
+	UserAgent string
+
+	// Logger takes what an operator should know. Defaults to slog.Default().
+	Logger *slog.Logger
+
+	// RepoExists tells whether the host knows a repo; where it says no, or fails, so does the call that named the repo.
+	// Defaults to every repo existing.
+	RepoExists func(ctx context.Context, repoID string) (bool, error)
+
+	// OnDelivery is called after each delivery has been recorded, one call at a time and in the order of the log. It
+	// runs on the goroutine that records: while it runs nothing else is recorded or accepted. Defaults to nothing.
+	OnDelivery func(Delivery)
+}
+
+// MaxPayloadLimit is the most that [Config.MaxPayload] can be.
+const MaxPayloadLimit = 25 << 20
+
+// DefaultEventTypes returns MuseHub's event types.
+func DefaultEventTypes() []string {
+	return []string{"push", "issue", "proposal", "pull_request", "release", "branch", "tag", "session", "analysis"}
+}
+
+// withDefaults returns the configuration with its defaults filled in, or an error that names the field at fault.
+func (c Config) withDefaults() (Config, error) {
+	setDefault(&c.Timeout, 10*time.Second)
+	setDefault(&c.MaxPayload, 1<<20)
+	setDefault(&c.MaxInFlight, 1024)
+	setDefault(&c.MaxInFlightPerWebhook, 16)
+	setDefault(&c.MaxQueued, 1024)
+	setDefault(&c.MaxQueuedBytes, 64<<20)
+	setDefault(&c.Retention, 30*24*time.Hour)
+	setDefault(&c.Brand, "MuseHub")
+	setDefault(&c.UserAgent, "MuseHub-Webhook/1.0")
+	setDefault(&c.Logger, slog.Default())
+	if c.EventTypes == nil {
+		c.EventTypes = DefaultEventTypes()
+	}
+	if c.RetryPolicy == nil {
+		policy := retryPolicies["musehub"]
+		c.RetryPolicy = &policy
+	}
+	for name, n := range map[string]int64{
+		"Timeout": int64(c.Timeout), "MaxPayload": int64(c.MaxPayload), "MaxInFlight": int64(c.MaxInFlight),
+		"MaxInFlightPerWebhook": int64(c.MaxInFlightPerWebhook), "MaxQueued": int64(c.MaxQueued),
+		"MaxQueuedBytes": int64(c.MaxQueuedBytes), "Retention": int64(c.Retention),
+	} {
+		if n < 0 {
+			return c, Errorf(CodeInvalid, "Config.%s is negative", name)
+		}
+	}
+	if c.MaxPayload > MaxPayloadLimit {
+		return c, Errorf(CodeInvalid, "Config.MaxPayload is %d bytes: the most is %d", c.MaxPayload, MaxPayloadLimit)
+	}
+	for _, t := range c.EventTypes {
+		if err := checkEventTypeName(t); err != nil {
+			return c, Errorf(CodeInvalid, "Config.EventTypes: %w", err)
+		}
+	}
+	c.EventTypes = slices.DeleteFunc(slices.Clone(c.EventTypes), func(t string) bool { return t == EventPing })
+	if err := c.RetryPolicy.check(); err != nil {
+		return c, Errorf(CodeInvalid, "Config.RetryPolicy: %w", err)
+	}
+	if !isToken(c.Brand) {
+		return c, Errorf(CodeInvalid, "Config.Brand %q can't be part of a header's name: use letters, digits and '-'", c.Brand)
+	}
+	if !isHeaderValue(c.UserAgent) {
+		return c, Errorf(CodeInvalid, "Config.UserAgent has a character that no header may have")
+	}
+	return c, nil
+}
+
+func (c Config) allowTargets() ([]sender.Target, error) {
+	targets := make([]sender.Target, len(c.AllowTargets))
+	for i, s := range c.AllowTargets {
+		t, err := sender.ParseTarget(s)
+		if err != nil {
+			return nil, Errorf(CodeInvalid, "Config.AllowTargets: %w", err)
+		}
+		targets[i] = t
+	}
+	return targets, nil
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// checkEventTypeName refuses names that could not be sent in a header or that mean something else.
+func checkEventTypeName(name string) error {
+	if name == "" || len(name) > 128 {
+		return fmt.Errorf("%q: an event type has 1 to 128 characters", name)
+	}
+	for _, r := range name {
+		if !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '_' || r == '-' || r == '.' || r == ':') {
+			return fmt.Errorf("%q: an event type has only letters, digits, '_', '-', '.' and ':'", name)
+		}
+	}
+	return nil
+}
+
+func isToken(s string) bool {
+	for _, r := range s {
+		if !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-') {
+			return false
+		}
+	}
+	return s != ""
+}
+
+func isHeaderValue(s string) bool {
+	for i := range len(s) {
+		if s[i] < ' ' && s[i] != '\t' || s[i] == 0x7f {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,308 @@
+package posthorn
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/musehub/posthorn/internal/secretbox"
+	"github.com/musehub/posthorn/internal/sender"
+)
+
+const (
+	// A node's lease lasts leaseFor and is renewed every leaseFor/3. While it is not, the node starts no attempts; once it
+	// has run out, others take its entries over.
+	leaseFor   = 30 * time.Second
+	pruneEvery = time.Minute
+	// lastWords is for how long a stopping node tries to write what is left, whatever its context says.
+	lastWords = 5 * time.Second
+	// complainEvery is how often the log mentions that a store fails at the same thing.
+	complainEvery = 10 * time.Second
+)
+
+// Dispatcher accepts events and delivers them. Its methods are safe for concurrent use.
+//
+// Webhooks, deliveries and events can be read and changed from New on; events are accepted between Start and Stop.
+type Dispatcher struct {
+	cfg       Config
+	store     Store
+	log       *slog.Logger
+	headers   headerNames
+	box       *secretbox.Box
+	sender    *sender.Sender
+	transport func(context.Context, *sender.Request) sender.Outcome // sender.Send, but for tests
+
+	subscriptions *subscriptions
+	sched         *scheduler
+	commits       *groupCommit
+	claims        *claimer
+	node          atomic.Int64
+	lost          chan struct{} // the store says that the lease was released
+
+	lifecycle              sync.Mutex // held by Start and Stop
+	state                  atomic.Int32
+	accepting              sync.RWMutex // held for reading while an event is accepted
+	background, committing *stoppable
+	attempts               context.Context // ended to cut off requests in flight
+	cutOff                 context.CancelFunc
+
+	waits    waits
+	complain sync.Map // what failed to when that was logged last
+}
+
+const (
+	stateNew = iota
+	stateStarted
+	stateStopped
+)
+
+// stoppable is a group of goroutines that end when they are told to.
+type stoppable struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+func newStoppable() *stoppable {
+	s := &stoppable{}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	return s
+}
+
+func (s *stoppable) run(f func(ctx context.Context)) { s.wg.Go(func() { f(s.ctx) }) }
+
+func (s *stoppable) stop() {
+	s.cancel()
+	s.wg.Wait()
+}
+
+// New returns a Dispatcher on a store, which it does not close. It fails when the configuration is invalid, and when
+// the secret keys are not those that the store's secrets were encrypted with.
+func New(store Store, cfg Config) (*Dispatcher, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	targets, err := cfg.allowTargets()
+	if err != nil {
+		return nil, err
+	}
+	box, err := openBox(store, cfg.SecretKeys)
+	if err != nil {
+		return nil, err
+	}
+	d := &Dispatcher{
+		cfg: cfg, store: store, log: cfg.Logger, box: box, headers: brandedHeaders(cfg.Brand),
+		sender: sender.New(sender.Config{
+			AllowTargets: targets, Timeout: cfg.Timeout,
+		}),
+		subscriptions: newSubscriptions(store, box),
+		lost:          make(chan struct{}, 1),
+		background:    newStoppable(),
+		committing:    newStoppable(),
+	}
+	d.transport = d.sender.Send
+	d.attempts, d.cutOff = context.WithCancel(context.Background())
+	d.commits = newGroupCommit(store, d.node.Load)
+	d.sched = newScheduler(
+		limits{cfg.MaxInFlight, cfg.MaxInFlightPerWebhook, cfg.MaxQueued, cfg.MaxQueuedBytes},
+		func(e *Entry) Result { return d.attempt(d.attempts, e) },
+		d.commits.record,
+	)
+	d.commits.sched = d.sched
+	d.commits.failed = d.storeFailed
+	d.commits.committed = d.committed
+	d.claims = &claimer{
+		store: store, sched: d.sched, node: d.node.Load, failed: d.storeFailed,
+		horizon: cfg.RetryPolicy.longest() + leaseFor, early: make(chan struct{}, 1),
+	}
+	return d, nil
+}
+
+// Start joins the store's nodes, takes over what dead ones left, and starts delivering. It returns at once; the work goes
+// on until Stop, whatever becomes of ctx. Starting twice does nothing; a stopped Dispatcher can't be started again.
+func (d *Dispatcher) Start(ctx context.Context) error {
+	d.lifecycle.Lock()
+	defer d.lifecycle.Unlock()
+	switch d.state.Load() {
+	case stateStarted:
+		return nil
+	case stateStopped:
+		return Errorf(CodeUnavailable, "the dispatcher was stopped: make a new one")
+	}
+	if err := d.join(ctx); err != nil {
+		return err
+	}
+	d.committing.run(d.commits.run)
+	d.background.run(d.keepLease)
+	d.background.run(d.claims.run)
+	d.background.run(d.prune)
+	d.background.run(d.sealPlaintexts)
+	d.state.Store(stateStarted)
+	return nil
+}
+
+// Stop ends the work: no more events are accepted, no more attempts start, requests in flight finish, and what is left
+// stays in the store for the next Start of any node. When ctx ends first, requests in flight are cut off; they will be made
+// again under the same delivery ids. Stopping twice, or what was never started, does nothing.
+func (d *Dispatcher) Stop(ctx context.Context) error {
+	d.lifecycle.Lock()
+	defer d.lifecycle.Unlock()
+	was := d.state.Swap(stateStopped)
+	defer d.sender.Close()
+	defer d.cutOff()
+	if was != stateStarted {
+		return nil
+	}
+	d.sched.stop()
+	finished := make(chan struct{})
+	go func() {
+		d.accepting.Lock() // waits for events on their way in; those after see the state
+		d.accepting.Unlock()
+		d.sched.workers.Wait()
+		close(finished)
+	}()
+	var err error
+	select {
+	case <-finished:
+	case <-ctx.Done():
+		err = Errorf(CodeUnavailable, "requests in flight were cut off and will be made again: %w", context.Cause(ctx))
+		d.cutOff()
+		d.sched.workers.Wait()
+	}
+	d.background.stop()
+	d.committing.stop()
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWords)
+	defer cancel()
+	if _, releaseErr := d.store.Release(last, d.node.Load(), now()); releaseErr != nil {
+		err = errors.Join(err, releaseErr) // the lease runs out by itself
+	}
+	d.waits.cancel(0)
+	return err
+}
+
+// Ready returns nil while the Dispatcher takes work, and otherwise the reason why it doesn't.
+func (d *Dispatcher) Ready() error {
+	switch d.state.Load() {
+	case stateNew:
+		return Errorf(CodeUnavailable, "the dispatcher is not started")
+	case stateStopped:
+		return Errorf(CodeUnavailable, "the dispatcher is stopping")
+	}
+	if !d.sched.leased() {
+		return Errorf(CodeUnavailable, "the node has no lease: the store can't be written, see the log")
+	}
+	return nil
+}
+
+// join gets a lease and releases those that ran out.
+func (d *Dispatcher) join(ctx context.Context) error {
+	if _, err := d.store.Release(ctx, 0, now()); err != nil {
+		return err
+	}
+	until := time.Now().Add(leaseFor)
+	node, err := d.store.Lease(ctx, 0, now().Add(leaseFor))
+	if err != nil {
+		return err
+	}
+	d.node.Store(node)
+	d.sched.lease(until)
+	return nil
+}
+
+// keepLease renews the node's lease, releases those of dead nodes, and joins anew when the node itself was taken for dead.
+func (d *Dispatcher) keepLease(ctx context.Context) {
+	tick := time.NewTicker(leaseFor / 3)
+	defer tick.Stop()
+	retry := time.NewTimer(leaseFor)
+	defer retry.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-retry.C:
+		case <-d.lost:
+		}
+		if err := d.renew(ctx); err != nil && ctx.Err() == nil {
+			d.storeFailed("renew the node's lease", err)
+			retry.Reset(storeRetry)
+		}
+	}
+}
+
+func (d *Dispatcher) renew(ctx context.Context) error {
+	until := time.Now().Add(leaseFor)
+	_, err := d.store.Lease(ctx, d.node.Load(), now().Add(leaseFor))
+	if ErrorCode(err) == CodeConflict {
+		d.log.Warn("the node's lease ran out and others took its entries over; it goes on as a new node", "lease", leaseFor)
+		d.sched.drop()
+		return d.join(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	d.sched.lease(until)
+	n, err := d.store.Release(ctx, 0, now())
+	if n > 0 {
+		d.log.Info("took over the entries of dead nodes", "nodes", n)
+	}
+	return err
+}
+
+// prune removes what is older than the retention.
+func (d *Dispatcher) prune(ctx context.Context) {
+	tick := time.NewTicker(pruneEvery)
+	defer tick.Stop()
+	for {
+		n, err := d.store.Prune(ctx, now().Add(-d.cfg.Retention))
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			d.storeFailed("prune old events and deliveries", err)
+		case n > 0:
+			d.log.Info("pruned events and deliveries older than the retention", "rows", n, "retention", d.cfg.Retention)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// storeFailed logs an error of the store, and each kind not too often.
+func (d *Dispatcher) storeFailed(doing string, err error) {
+	if errors.Is(err, context.Canceled) {
+		return
+	}
+	if ErrorCode(err) == CodeConflict {
+		select {
+		case d.lost <- struct{}{}:
+		default:
+		}
+	}
+	last, _ := d.complain.Load(doing)
+	if t, ok := last.(time.Time); ok && time.Since(t) < complainEvery {
+		return
+	}
+	d.complain.Store(doing, time.Now())
+	d.log.Error("the store can't "+doing+"; trying again", "error", err)
+}
+
+// committed tells a recorded result to those who wait for it.
+func (d *Dispatcher) committed(r Result) {
+	if !r.RetryAt.IsZero() && r.Delivery != nil {
+		d.claims.retryAt(r.RetryAt, r.Entry.webhook(), r.Entry.Trigger != TriggerAutomatic)
+	}
+	if r.RetryAt.IsZero() && r.Entry.Run != 0 {
+		d.waits.ended(r)
+	}
+	if r.Delivery != nil && d.cfg.OnDelivery != nil {
+		d.cfg.OnDelivery(*r.Delivery)
+	}
+}

@@ -1,0 +1,59 @@
+package posthorn
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Code says what kind of error an [Error] is. The REST API maps each code to one HTTP status.
+type Code string
+
+// The codes. A program can rely on them; the messages beside them are for people and may change.
+const (
+	CodeInvalid     Code = "invalid"     // the caller's input is wrong; Field names where
+	CodeNotFound    Code = "not_found"   // there is no such thing in that repo
+	CodeConflict    Code = "conflict"    // what is stored contradicts the request
+	CodeTooLarge    Code = "too_large"   // a limit on size was exceeded
+	CodeUnavailable Code = "unavailable" // not now: not started, stopping, or the store can't be written
+	CodeInternal    Code = "internal"    // a defect in Posthorn or in the store
+)
+
+// Error is an error with a code. Every error that a [Dispatcher] or a [Store] returns for a reason other than a
+// cancelled context is one, or wraps one.
+type Error struct {
+	Code    Code
+	Field   string // the input at fault, by its name in the REST API ("events", "url"), or empty
+	Message string // what was wrong and what to do about it, for people; it includes the cause's text
+	Err     error  // the cause, for errors.Is and errors.As, or nil
+}
+
+func (e *Error) Error() string {
+	if e.Field != "" {
+		return e.Field + ": " + e.Message
+	}
+	return e.Message
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Errorf returns an [*Error] with the given code. A %w verb names the cause, as with [fmt.Errorf].
+func Errorf(code Code, format string, args ...any) error {
+	err := fmt.Errorf(format, args...)
+	return &Error{Code: code, Message: err.Error(), Err: errors.Unwrap(err)}
+}
+
+// ErrorCode returns the code of the first [Error] in err's chain, [CodeInternal] where there is none, and "" for nil.
+func ErrorCode(err error) Code {
+	if err == nil {
+		return ""
+	}
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Code
+	}
+	return CodeInternal
+}
+
+func invalid(field, format string, args ...any) error {
+	return &Error{Code: CodeInvalid, Field: field, Message: fmt.Sprintf(format, args...)}
+}

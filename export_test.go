@@ -1,0 +1,33 @@
+package posthorn
+
+import (
+	"context"
+
+	"github.com/musehub/posthorn/internal/sender"
+)
+
+// SetTransport replaces the sockets, so that a test can have time pass as it likes.
+func (d *Dispatcher) SetTransport(f func(context.Context, *sender.Request) sender.Outcome) {
+	d.transport = f
+}
+
+// Held returns what the scheduler has in memory of all webhooks: entries and bytes.
+func (d *Dispatcher) Held() (entries, bytes int) {
+	d.sched.mu.Lock()
+	defer d.sched.mu.Unlock()
+	for _, q := range d.sched.queues {
+		entries += len(q.byHand) + len(q.automatic) + q.used.inFlight
+	}
+	for _, n := range d.sched.bytes() {
+		bytes += n
+	}
+	return entries, bytes
+}
+
+var MarshalPayload = marshalPayload
+
+const (
+	LeaseFor   = leaseFor
+	SweepEvery = sweepEvery
+	ProbeAfter = probeAfter
+)

@@ -1,0 +1,205 @@
+package posthorn
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+const (
+	// Results may wait this long for company; what was promised is durable without them. Events never wait.
+	maxResultDelay = 20 * time.Millisecond
+	// storeRetry is how long to wait after the store failed.
+	storeRetry = time.Second
+	// commitTimeout is for how long the store may take over a batch.
+	commitTimeout = 30 * time.Second
+
+	maxBatchEvents  = 512
+	maxBatchResults = 1024
+	maxBatchBytes   = 16 << 20 // of the events' payloads
+)
+
+// groupCommit writes events and results to the store, many in one transaction: while one batch is being committed the
+// next one gathers. A batch that fails fails its events; its results are kept and committed with a later one.
+type groupCommit struct {
+	store  Store
+	sched  *scheduler
+	node   func() int64
+	failed func(doing string, err error)
+	// committed is called for each result once it is committed, in the order of the log.
+	committed func(Result)
+
+	signal chan struct{} // something was added
+	mu     sync.Mutex
+	events []*acceptance
+	// results are those that wait to be committed; the scheduler's limit of unrecorded ones bounds them.
+	results []Result
+}
+
+// acceptance is an event on its way into the store.
+type acceptance struct {
+	event    *AcceptedEvent
+	trigger  Trigger
+	webhooks []DueWebhook
+	reserved []bool // by webhook: there is a place for its entry in memory
+	answer   chan answer
+}
+
+type answer struct {
+	receipt Receipt
+	err     error
+}
+
+func newGroupCommit(store Store, node func() int64) *groupCommit {
+	return &groupCommit{store: store, node: node, signal: make(chan struct{}, 1)}
+}
+
+// accept commits an event for webhooks, of which there is at least one.
+func (g *groupCommit) accept(ctx context.Context, event *AcceptedEvent, trigger Trigger, webhooks []DueWebhook) (Receipt, error) {
+	a := &acceptance{event: event, trigger: trigger, webhooks: webhooks, answer: make(chan answer, 1)}
+	g.mu.Lock()
+	g.events = append(g.events, a)
+	g.mu.Unlock()
+	g.wake()
+	select {
+	case answer := <-a.answer:
+		return answer.receipt, answer.err
+	case <-ctx.Done():
+		return Receipt{}, ctx.Err() // it may be accepted all the same
+	}
+}
+
+// record adds a result. It does not wait.
+func (g *groupCommit) record(r Result) {
+	g.mu.Lock()
+	g.results = append(g.results, r)
+	n := len(g.results)
+	g.mu.Unlock()
+	if n == 1 || n == maxBatchResults/4 {
+		g.wake()
+	}
+}
+
+func (g *groupCommit) wake() {
+	select {
+	case g.signal <- struct{}{}:
+	default:
+	}
+}
+
+// run commits until the context ends, and then what is left, unless the store fails.
+func (g *groupCommit) run(ctx context.Context) {
+	var pause <-chan time.Time // before results are tried again, or to let them gather
+	for {
+		select {
+		case <-ctx.Done():
+			g.drain()
+			return
+		case <-g.signal:
+		case <-pause:
+			pause = nil
+			g.commit(ctx)
+			continue
+		}
+		g.mu.Lock()
+		gather := len(g.events) == 0 && len(g.results) < maxBatchResults/4
+		g.mu.Unlock()
+		if gather {
+			if pause == nil {
+				pause = time.After(maxResultDelay)
+			}
+			continue
+		}
+		for {
+			more, err := g.commit(ctx)
+			if err != nil {
+				pause = time.After(storeRetry)
+			}
+			if err != nil || !more {
+				break
+			}
+		}
+	}
+}
+
+// drain commits what is left at the end, for as long as the store takes it.
+func (g *groupCommit) drain() {
+	deadline := time.Now().Add(lastWords)
+	for more := true; more && time.Now().Before(deadline); {
+		var err error
+		// After an error only events are worth going on for, each of which gets an answer by it. As for results: the
+		// lease ends, and what was sent but not recorded is sent again under the same delivery ids.
+		if more, err = g.commit(context.Background()); err != nil {
+			g.mu.Lock()
+			more = len(g.events) > 0
+			g.mu.Unlock()
+		}
+	}
+}
+
+// commit commits one batch and reports whether there was more than fits into one.
+func (g *groupCommit) commit(ctx context.Context) (more bool, err error) {
+	events, results, more := g.take()
+	if len(events)+len(results) == 0 {
+		return false, nil
+	}
+	// Not even Stop interrupts a commit: whether it was one would be unknown.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	batch := Batch{Node: g.node(), Results: results}
+	for _, a := range events {
+		a.reserved = g.sched.reserve(a.trigger, a.webhooks, len(a.event.Payload))
+		targets := make([]Target, len(a.webhooks))
+		for i, w := range a.webhooks {
+			targets[i] = Target{WebhookSeq: w.Seq, Leased: a.reserved[i]}
+		}
+		batch.Events = append(batch.Events, NewEvent{Event: a.event, Targets: targets, Trigger: a.trigger})
+	}
+	acceptances, err := g.store.Commit(ctx, batch)
+	if err != nil {
+		g.failed("commit events and results", err)
+		for _, a := range events {
+			g.sched.unreserve(a.webhooks, len(a.event.Payload), a.reserved)
+			a.answer <- answer{err: err}
+		}
+		g.mu.Lock()
+		g.results = append(results, g.results...)
+		g.mu.Unlock()
+		return more, err
+	}
+	for i, a := range events {
+		got := acceptances[i]
+		if got.Err != nil || got.Duplicate {
+			g.sched.unreserve(a.webhooks, len(a.event.Payload), a.reserved)
+		} else {
+			g.sched.accepted(a)
+		}
+		a.answer <- answer{Receipt{EventID: a.event.ID, Deliveries: got.Deliveries, Duplicate: got.Duplicate}, got.Err}
+	}
+	for _, r := range results {
+		g.committed(r)
+		g.sched.recorded(r)
+	}
+	return more, nil
+}
+
+// take takes what goes into one batch.
+func (g *groupCommit) take() (events []*acceptance, results []Result, more bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n, bytes := 0, 0
+	for n < len(g.events) && n < maxBatchEvents && bytes < maxBatchBytes {
+		bytes += len(g.events[n].event.Payload)
+		n++
+	}
+	events, g.events = g.events[:n:n], g.events[n:]
+	if len(g.events) == 0 {
+		g.events = nil // lets go of the array
+	}
+	n = min(len(g.results), maxBatchResults)
+	results, g.results = g.results[:n:n], g.results[n:]
+	if len(g.results) == 0 {
+		g.results = nil
+	}
+	return events, results, len(g.events)+len(g.results) > 0
+}

@@ -1,0 +1,504 @@
+package posthorn
+
+import (
+	"sync"
+	"time"
+)
+
+// scheduler decides which entry is attempted next. It holds in memory what the node has leased: a first-in-first-out
+// queue for each webhook, of bounded length. Webhooks take turns, each with a limit of requests in flight.
+//
+// # Bad webhooks
+//
+// A webhook is proven once it has answered with success, failing once it has failed probeAfter times in a row, and
+// unknown before. Failing ones together may have at most half of the node's requests in flight and bytes in memory, failing
+// and unknown ones at most three quarters: a proven webhook never waits for others, and a new one not for failing ones.
+// Within this, a webhook's own limit of requests in flight starts at one, doubles with each success and halves with each
+// failure, so that one which keeps failing is probed with one request at a time; and it holds next to nothing in memory.
+//
+// # Backlogs
+//
+// What memory has no room for is committed as free entries ("spilled"), and from then on everything for that webhook is,
+// until claims have caught up: first attempts keep their order. The scheduler says by claimable which webhooks to claim
+// for, and the claimer (see claimer.go) does.
+type scheduler struct {
+	limits limits
+	// attempt makes the attempt of an entry; its result goes to record. Both run on a worker's goroutine.
+	attempt func(*Entry) Result
+	record  func(Result)
+	// signal wakes the claimer: a webhook has become claimable.
+	signal chan struct{}
+
+	mu     sync.Mutex
+	queues map[int64]*queue // by webhook: those with entries, requests in flight or something to remember
+	// Queues that have an entry and may start a request, in the order of their turns, by standing.
+	ready      [standings]ring
+	turn       standing // whose turn it was last
+	used       [standings]usage
+	unrecorded int  // results that are not committed yet
+	starved    bool // something had to wait for lack of bytes
+	claims     []*queue
+	leaseUntil time.Time
+	stopped    bool
+	workers    sync.WaitGroup
+}
+
+type limits struct {
+	inFlight, perWebhook int
+	queued, bytes        int
+}
+
+type usage struct{ inFlight, bytes int }
+
+// standing is what is known of a webhook.
+type standing int
+
+const (
+	proven standing = iota
+	unknown
+	failing
+	standings
+)
+
+// mayUse reports whether webhooks of a standing may use so much more of a limit, given what each standing uses.
+func mayUse(st standing, limit int, used [standings]int, more int) bool {
+	bad := used[failing]
+	notProven := bad + used[unknown]
+	all := notProven + used[proven]
+	switch {
+	case all+more > limit:
+		return false
+	case st == unknown:
+		return notProven+more <= max(1, limit*3/4)
+	case st == failing:
+		return notProven+more <= max(1, limit*3/4) && bad+more <= max(1, limit/2)
+	}
+	return true
+}
+
+const (
+	probeAfter    = 5      // failures in a row make a webhook a failing one
+	probeQueue    = 16     // entries that a failing webhook holds in memory
+	entryBytes    = 256    // what an entry takes besides its payload, about
+	maxRemembered = 10_000 // webhooks without entries whose state is kept
+)
+
+// maxUnrecorded is how many results may wait to be committed before no more attempts start.
+func (l limits) maxUnrecorded() int { return 4 * l.inFlight }
+
+// queue is what a node has in memory of one webhook.
+type queue struct {
+	DueWebhook
+	byHand    []*Entry // asked for by hand: these go first
+	automatic []*Entry
+	used      usage
+	limit     int // requests that may be in flight now
+	failures  int // in a row
+	standing  standing
+	listed    bool // it is in ready
+	reserved  int  // places kept for entries that are being committed or claimed
+
+	spilling int  // free entries that are due and not committed yet
+	spills   int  // how many were committed, ever
+	spilled  bool // the store may have free entries that are due: later ones must not overtake them
+	wanted   bool // to be claimed for as soon as half of the queue is free
+	claiming bool // it is in claims, or being claimed for
+}
+
+func newScheduler(l limits, attempt func(*Entry) Result, record func(Result)) *scheduler {
+	return &scheduler{
+		limits: l, attempt: attempt, record: record,
+		signal: make(chan struct{}, 1), queues: map[int64]*queue{},
+	}
+}
+
+func cost(payload int) int { return payload + entryBytes }
+
+// queue returns the queue of a webhook, making it if need be. The caller holds mu, as for all methods that take or
+// return a *queue.
+func (s *scheduler) queue(w DueWebhook) *queue {
+	q := s.queues[w.Seq]
+	if q == nil {
+		q = &queue{DueWebhook: w, limit: 1, standing: unknown}
+		s.queues[w.Seq] = q
+	}
+	return q
+}
+
+// reserve keeps places in memory for the entries of an event that is about to be committed, and says for which webhooks
+// there was one; the others' entries are spilled. One call of accepted or enqueued follows, or of unreserve.
+func (s *scheduler) reserve(trigger Trigger, webhooks []DueWebhook, payload int) []bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	reserved := make([]bool, len(webhooks))
+	for i, w := range webhooks {
+		q := s.queue(w)
+		if !s.fits(q, trigger, cost(payload)) {
+			q.spilling++
+			continue
+		}
+		q.reserved++
+		s.addBytes(q, cost(payload))
+		reserved[i] = true
+	}
+	return reserved
+}
+
+func (s *scheduler) fits(q *queue, trigger Trigger, bytes int) bool {
+	if trigger != TriggerAutomatic { // it goes before what is queued, so it need not wait for that to be claimed
+		return !s.stopped && len(q.byHand)+q.reserved < s.limits.queued && mayUse(proven, s.limits.bytes, s.bytes(), bytes)
+	}
+	return !s.stopped && !q.spilled && q.spilling == 0 && s.room(q) > 0 && s.hasBytes(q, bytes)
+}
+
+// unreserve takes back reservations for what was not committed.
+func (s *scheduler) unreserve(webhooks []DueWebhook, payload int, reserved []bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, w := range webhooks {
+		q := s.queue(w)
+		if reserved[i] {
+			q.reserved--
+			s.addBytes(q, -cost(payload))
+		} else {
+			q.spilling--
+		}
+		s.settle(q)
+	}
+}
+
+// accepted queues the entries of an event that was committed, and has those claimed that were spilled.
+func (s *scheduler) accepted(a *acceptance) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, w := range a.webhooks {
+		q := s.queue(w)
+		if !a.reserved[i] {
+			s.spilled(q)
+			continue
+		}
+		q.reserved--
+		s.add(q, &Entry{
+			WebhookSeq: w.Seq, WebhookID: w.ID, Event: a.event, Trigger: a.trigger,
+			Attempt: 1, DueAt: a.event.CreatedAt, Queued: a.trigger != TriggerAutomatic,
+		})
+	}
+	s.start()
+}
+
+// enqueued queues an entry that was committed by itself, in the place reserved for it, or has it claimed.
+func (s *scheduler) enqueued(e *Entry, reserved bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	q := s.queue(e.webhook())
+	if !reserved {
+		s.spilled(q)
+		return
+	}
+	q.reserved--
+	s.add(q, e)
+	s.start()
+}
+
+// spilled says that a commit has written a free entry that is due.
+func (s *scheduler) spilled(q *queue) {
+	q.spilling--
+	q.spills++
+	q.spilled = true
+	s.want(q)
+}
+
+// add puts an entry into its queue. Its bytes are counted already. The caller calls start after.
+func (s *scheduler) add(q *queue, e *Entry) {
+	if s.stopped { // the release of the node's lease frees it
+		s.addBytes(q, -cost(len(e.Event.Payload)))
+		return
+	}
+	if e.Trigger == TriggerAutomatic {
+		q.automatic = append(q.automatic, e)
+	} else {
+		q.byHand = append(q.byHand, e)
+	}
+	s.list(q)
+}
+
+// room is how many more entries a queue may hold.
+func (s *scheduler) room(q *queue) int {
+	return s.capacity(q) - len(q.byHand) - len(q.automatic) - q.reserved
+}
+
+func (s *scheduler) capacity(q *queue) int {
+	if q.standing == failing {
+		return min(s.limits.queued, probeQueue)
+	}
+	return s.limits.queued
+}
+
+// hasBytes reports whether a queue may take up so many bytes more.
+func (s *scheduler) hasBytes(q *queue, n int) bool {
+	ok := mayUse(q.standing, s.limits.bytes, s.bytes(), n)
+	if !ok {
+		s.starved = true
+	}
+	return ok
+}
+
+func (s *scheduler) bytes() [standings]int {
+	return [standings]int{s.used[proven].bytes, s.used[unknown].bytes, s.used[failing].bytes}
+}
+
+func (s *scheduler) inFlight() [standings]int {
+	return [standings]int{s.used[proven].inFlight, s.used[unknown].inFlight, s.used[failing].inFlight}
+}
+
+func (s *scheduler) addBytes(q *queue, n int) {
+	q.used.bytes += n
+	s.used[q.standing].bytes += n
+	if s.starved && n < 0 && mayUse(failing, s.limits.bytes/2, s.bytes(), 0) {
+		s.starved = false
+		s.wake()
+	}
+}
+
+func (s *scheduler) addInFlight(q *queue, n int) {
+	q.used.inFlight += n
+	s.used[q.standing].inFlight += n
+}
+
+func (s *scheduler) setStanding(q *queue, st standing) {
+	s.used[q.standing].inFlight -= q.used.inFlight
+	s.used[q.standing].bytes -= q.used.bytes
+	q.standing = st
+	s.used[q.standing].inFlight += q.used.inFlight
+	s.used[q.standing].bytes += q.used.bytes
+}
+
+// list gives a queue a turn if it can use one.
+func (s *scheduler) list(q *queue) {
+	if q.listed || len(q.byHand)+len(q.automatic) == 0 || q.used.inFlight >= q.limit {
+		return
+	}
+	q.listed = true
+	s.ready[q.standing].push(q)
+}
+
+// next takes the entry whose turn it is, or returns nil.
+func (s *scheduler) next() (*queue, *Entry) {
+	for {
+		if s.stopped || s.unrecorded >= s.limits.maxUnrecorded() || !time.Now().Before(s.leaseUntil) {
+			return nil, nil
+		}
+		q := s.nextQueue()
+		if q == nil {
+			return nil, nil
+		}
+		q.listed = false
+		if q.used.inFlight >= q.limit || len(q.byHand)+len(q.automatic) == 0 {
+			continue // the limit was lowered, or the entries were dropped, while it was listed
+		}
+		e := q.pop()
+		s.addInFlight(q, 1)
+		s.list(q)
+		if q.wanted {
+			s.want(q)
+		}
+		return q, e
+	}
+}
+
+// nextQueue takes the queue whose turn it is: the standings take turns, and within each its queues.
+func (s *scheduler) nextQueue() *queue {
+	for tried := standing(0); tried < standings; {
+		s.turn = (s.turn + 1) % standings
+		if !mayUse(s.turn, s.limits.inFlight, s.inFlight(), 1) {
+			tried++
+			continue
+		}
+		q := s.ready[s.turn].pop()
+		switch {
+		case q == nil:
+			tried++
+		case q.standing != s.turn: // it proved itself, or failed, while it was listed
+			s.ready[q.standing].push(q)
+			tried = 0
+		default:
+			return q
+		}
+	}
+	return nil
+}
+
+func (q *queue) pop() *Entry {
+	from := &q.byHand
+	if len(*from) == 0 {
+		from = &q.automatic
+	}
+	e := (*from)[0]
+	(*from)[0] = nil
+	*from = (*from)[1:]
+	if len(*from) == 0 {
+		*from = nil // lets go of the array
+	}
+	return e
+}
+
+// start starts a worker for each entry that may be attempted now.
+func (s *scheduler) start() {
+	for {
+		q, e := s.next()
+		if e == nil {
+			return
+		}
+		s.workers.Go(func() { s.work(q, e) })
+	}
+}
+
+// work attempts an entry and then whatever is next, until there is nothing.
+func (s *scheduler) work(q *queue, e *Entry) {
+	for e != nil {
+		r := s.attempt(e)
+		handedBack := s.finish(q, r)
+		s.record(r)
+		for _, e := range handedBack {
+			s.record(Result{Entry: e, RetryAt: e.DueAt})
+		}
+		s.mu.Lock()
+		q, e = s.next()
+		if e != nil {
+			s.start()
+		}
+		s.mu.Unlock()
+	}
+}
+
+// finish takes an attempt's result into account. It returns entries that the webhook may not hold in memory any longer;
+// they are to be recorded as due again.
+func (s *scheduler) finish(q *queue, r Result) (handedBack []*Entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.addInFlight(q, -1)
+	s.unrecorded++
+	switch {
+	case r.Delivery == nil:
+		if !r.RetryAt.IsZero() {
+			q.spilling++
+		}
+	case r.Delivery.Success:
+		q.failures = 0
+		q.limit = min(2*q.limit, s.limits.perWebhook)
+		s.setStanding(q, proven)
+	default:
+		q.failures++
+		q.limit = max(1, q.limit/2)
+		if q.failures >= probeAfter {
+			q.limit = 1
+			s.setStanding(q, failing)
+			handedBack = s.shrink(q)
+		}
+	}
+	s.list(q)
+	if q.wanted {
+		s.want(q)
+	}
+	return handedBack
+}
+
+// shrink takes from a failing webhook's queue what it may not hold in memory.
+func (s *scheduler) shrink(q *queue) (handedBack []*Entry) {
+	keep := probeQueue
+	if !mayUse(failing, s.limits.bytes, s.bytes(), 0) {
+		keep = 1
+	}
+	if len(q.automatic) <= keep {
+		return nil
+	}
+	handedBack = append(handedBack, q.automatic[keep:]...)
+	q.automatic = append([]*Entry(nil), q.automatic[:keep]...)
+	s.unrecorded += len(handedBack)
+	q.spilling += len(handedBack)
+	return handedBack
+}
+
+// recorded says that a result is committed. Only now are its bytes free: until then it is held in memory.
+func (s *scheduler) recorded(r Result) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unrecorded--
+	q := s.queues[r.Entry.WebhookSeq] // it is there as long as it has bytes
+	s.addBytes(q, -cost(len(r.Entry.Event.Payload)))
+	if r.Delivery == nil && !r.RetryAt.IsZero() {
+		s.spilled(q)
+	}
+	s.settle(q)
+	s.start()
+}
+
+// settle forgets a queue that has nothing to do and nothing worth remembering.
+func (s *scheduler) settle(q *queue) {
+	idle := q.used == usage{} && q.spilling == 0 && !q.spilled && !q.wanted && !q.claiming && !q.listed
+	known := q.standing != unknown || q.failures > 0
+	if idle && (!known || len(s.queues) > maxRemembered) {
+		delete(s.queues, q.Seq)
+	}
+}
+
+// lease sets until when the node's lease lasts. Without one no attempt starts.
+func (s *scheduler) lease(until time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leaseUntil = until
+	s.start()
+}
+
+func (s *scheduler) leased() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return time.Now().Before(s.leaseUntil)
+}
+
+// drop forgets all entries that are not in flight: the node's lease was lost and they are no longer its own.
+func (s *scheduler) drop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, q := range s.queues {
+		for _, entries := range [][]*Entry{q.byHand, q.automatic} {
+			for _, e := range entries {
+				s.addBytes(q, -cost(len(e.Event.Payload)))
+			}
+		}
+		q.byHand, q.automatic = nil, nil
+	}
+}
+
+// stop makes the scheduler start no more attempts. The caller then waits for the workers.
+func (s *scheduler) stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopped = true
+}
+
+// ring is a first-in-first-out list of queues.
+type ring struct {
+	items []*queue
+	head  int
+}
+
+func (r *ring) empty() bool { return r.head == len(r.items) }
+
+func (r *ring) push(q *queue) {
+	if r.head > 32 && r.head > len(r.items)/2 {
+		r.items = append(r.items[:0], r.items[r.head:]...)
+		r.head = 0
+	}
+	r.items = append(r.items, q)
+}
+
+func (r *ring) pop() *queue {
+	if r.empty() {
+		return nil
+	}
+	q := r.items[r.head]
+	r.items[r.head] = nil
+	r.head++
+	return q
+}

@@ -1,0 +1,181 @@
+package posthorn
+
+import (
+	"context"
+	"time"
+)
+
+// Store keeps webhooks, events, the queue and the delivery log. It is where durability lives: a method that writes
+// returns only after what it wrote is committed and fsynced, and a method that fails has written nothing.
+//
+// A Store holds no policy. When something is due, when to stop and what is fair is decided by the [Dispatcher], which
+// passes the time in. Times are stored to the microsecond and come back in UTC.
+//
+// All methods are safe for concurrent use by any number of goroutines and, where the store is shared, by several nodes.
+// They honour their context; one that was cancelled may or may not have written. Errors are [*Error]s:
+// [CodeNotFound] and [CodeConflict] as each method says, [CodeUnavailable] for a store that can't be reached or written
+// now. What a method returns belongs to the caller, but for event payloads, which nobody may modify.
+//
+// # The queue
+//
+// A queue entry is the durable promise that an event still has to reach a webhook. It is either leased to a node, which
+// has it in memory and is the only one to work on it, or free, and then any node may claim it once it is due. Leases belong
+// to nodes, not to entries: a node renews one lease, and when that runs out all its entries become free together.
+//
+// How a promise is kept is the store's business, within this: an entry is identified by webhook, event and run, and
+// Commit's results may name one by [Entry] values from Commit's own targets, Enqueue or Claim.
+//
+// The conformance suite internal/storetest holds every Store to this contract.
+type Store interface {
+	// CreateWebhook stores a webhook and sets its Seq, which is greater than every earlier one's.
+	CreateWebhook(ctx context.Context, w *Webhook) error
+	// UpdateWebhook reads a webhook, applies change and stores what it made of it, in one transaction. Seq, ID, RepoID
+	// and CreatedAt stay what they were. An error of change is returned as it is and nothing is stored.
+	// CodeNotFound when the repo has no such webhook.
+	UpdateWebhook(ctx context.Context, repoID, id string, change func(*Webhook) error) (Webhook, error)
+	// DeleteWebhook makes a webhook, its queue entries and its deliveries disappear from every other method at once.
+	// The rows themselves may go later, in Prune. CodeNotFound when the repo has no such webhook.
+	DeleteWebhook(ctx context.Context, repoID, id string) error
+	// Webhook returns a webhook. CodeNotFound when the repo has no such webhook.
+	Webhook(ctx context.Context, repoID, id string) (Webhook, error)
+	// Webhooks returns a page of webhooks in ascending order of Seq.
+	Webhooks(ctx context.Context, q WebhookQuery) (Page[Webhook], error)
+
+	// Commit accepts events and records results, all in one transaction with one fsync. What is wrong with a single
+	// event is in its own acceptance and harms nothing else in the batch; an error means that nothing was written.
+	// CodeConflict when the batch's node has no lease any more: it was released.
+	// Committing a batch again after an error whose outcome is unknown is safe: results are recorded once, and an event
+	// that had been accepted comes back as a duplicate.
+	Commit(ctx context.Context, b Batch) ([]Acceptance, error)
+	// Enqueue adds an entry for an event that is stored already, under a new run: it sets e.Run, which no other entry or
+	// delivery of that event and webhook has, and Queued. With a node the entry is leased to it, with node 0 it is free.
+	// CodeNotFound when the event or the webhook is gone, CodeConflict when the node has no lease any more.
+	Enqueue(ctx context.Context, e *Entry, node int64) error
+	// Due returns webhooks, in ascending order of Seq, each greater than after, that have a free entry which is due and
+	// may be claimed (see [Claim] for the horizon). It does not write. It visits webhooks, not entries: a backlog of one costs the others nothing.
+	Due(ctx context.Context, now time.Time, horizon time.Duration, after int64, limit int) ([]DueWebhook, error)
+	// Claim leases free entries that are due to a node and returns them with their events.
+	// CodeConflict when the node has no lease any more.
+	Claim(ctx context.Context, c Claim) ([]*Entry, error)
+
+	// Lease makes or renews a node's lease until the given time. Node 0 stands for a new node; the number that it
+	// gets, never 0 and never used before, is returned. CodeConflict when the lease has run out and was released.
+	Lease(ctx context.Context, node int64, until time.Time) (int64, error)
+	// Release frees all entries of a node and ends its lease; with node 0, of every node whose lease ran out before now.
+	// An entry of which the log has a delivery already, by [DeliveryID], is settled instead of freed.
+	// It reports how many nodes it released.
+	Release(ctx context.Context, node int64, now time.Time) (int, error)
+
+	// Delivery returns one row of the log. CodeNotFound when the webhook has none, or the repo no such webhook.
+	Delivery(ctx context.Context, repoID, webhookID, id string) (Delivery, error)
+	// Deliveries returns a page of a webhook's log in descending order of Seq. CodeNotFound when the repo has no such
+	// webhook. See [Page] for the limits that keep any page cheap.
+	Deliveries(ctx context.Context, q DeliveryQuery) (Page[Delivery], error)
+	// Event returns one event. CodeNotFound when the repo has none of that ID.
+	Event(ctx context.Context, repoID, id string) (AcceptedEvent, error)
+	// Events returns a page of a repo's events in descending order of Seq.
+	Events(ctx context.Context, q EventQuery) (Page[AcceptedEvent], error)
+
+	// Prune removes deliveries recorded and events accepted before the given time, but no event with an entry in the
+	// queue, and what deleted webhooks left behind. It works in batches so small that no writer waits for more than a few
+	// milliseconds, and reports how many events and deliveries went.
+	Prune(ctx context.Context, before time.Time) (int, error)
+	// Setting returns the value of a setting. Where there is none and initial is not empty, it stores initial first;
+	// of several nodes doing that at once, all get the same value.
+	Setting(ctx context.Context, name, initial string) (string, error)
+	// Close releases everything. The Dispatcher never calls it: who opened a store closes it, after stopping.
+	Close() error
+}
+
+// SecretKeeper is a Store that can also keep the keys that encrypt secrets, apart from the data. It is asked when
+// [Config.SecretKeys] is empty.
+type SecretKeeper interface {
+	// SecretKeys returns the keys, of which the first encrypts. It calls generate and stores the result when there are
+	// none yet and nothing has been encrypted: keys that were lost are an error, not replaced.
+	SecretKeys(generate func() (string, error)) ([]string, error)
+}
+
+// Entry is a queue entry: an event that still has to reach a webhook.
+type Entry struct {
+	WebhookSeq int64
+	WebhookID  string
+	Event      *AcceptedEvent // shared between the entries of one event; read-only
+	Trigger    Trigger
+	Run        int64
+	Attempt    int       // the attempt that is to be made, 1 for the first of its run
+	DueAt      time.Time // when it may be made
+	// Queued says that the entry stands in the queue by itself. Otherwise its event still carries the promise,
+	// which is how automatic first attempts start that are leased in the same write as their event.
+	Queued bool
+}
+
+func (e *Entry) webhook() DueWebhook {
+	return DueWebhook{Seq: e.WebhookSeq, ID: e.WebhookID, RepoID: e.Event.RepoID}
+}
+
+// Batch is what one Commit writes.
+type Batch struct {
+	Node    int64 // whose leases the new entries become and the results are of
+	Events  []NewEvent
+	Results []Result
+}
+
+// NewEvent is an event to accept, with the webhooks that it goes to.
+type NewEvent struct {
+	Event   *AcceptedEvent // Commit sets Seq
+	Targets []Target       // not empty
+	// Trigger is TriggerAutomatic or TriggerPing. Entries of other than automatic ones have a row of their own
+	// (Queued) from the start.
+	Trigger Trigger
+}
+
+// Target is a webhook that an event goes to. Its entry is of run 0 and attempt 1, and due when the event was created.
+type Target struct {
+	WebhookSeq int64
+	Leased     bool // leased to the batch's node, which has room for it in memory; otherwise free
+}
+
+// Acceptance is what became of one event of a batch.
+type Acceptance struct {
+	// Duplicate says that the repo had an event of that ID with the same type and payload: nothing was stored, and
+	// Deliveries is that of the first.
+	Duplicate  bool
+	Deliveries int
+	Err        error // CodeConflict: the repo has an event of that ID with another type or payload
+}
+
+// Result is what became of one leased entry.
+//
+// Where the node doesn't hold the entry any more (it was released, or its webhook deleted), the queue stays as it is.
+// The delivery is logged all the same if the webhook exists and the log has none of that ID.
+type Result struct {
+	Entry    *Entry
+	Delivery *Delivery // the attempt to log; nil: none was made
+	// RetryAt is when the entry is due again; it becomes free, with its next attempt if one was made. Zero: it is done.
+	RetryAt time.Time
+}
+
+// DueWebhook is a webhook that has something to claim.
+type DueWebhook struct {
+	Seq    int64
+	ID     string
+	RepoID string
+}
+
+// Claim asks for entries.
+type Claim struct {
+	Node int64
+	Now  time.Time // entries are due up to and including this time
+	// Horizon is how far ahead an entry can be due at most. One beyond it was written before the clock went backwards,
+	// and is due now.
+	Horizon  time.Duration
+	Wants    []Want
+	MaxBytes int // of payload in all; the entry that exceeds it is the last
+}
+
+// Want is how many entries are wanted for a webhook. Those asked for by hand (any trigger but automatic) come first, then
+// the earliest due, then the earliest accepted. An inactive webhook's automatic entries are not claimed.
+type Want struct {
+	WebhookSeq int64
+	Limit      int
+}

@@ -1,0 +1,155 @@
+package posthorn
+
+import (
+	"context"
+	"errors"
+	"hash/maphash"
+	"net/url"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/musehub/posthorn/internal/secretbox"
+	"github.com/musehub/posthorn/signature"
+)
+
+// maxCached is how many webhooks the cache holds in all; a repo without any counts as one.
+const maxCached = 50_000
+
+// subscriptions caches the webhooks of each repo, ready for matching and sending.
+//
+// A change is effective once it is answered: whoever changed a webhook calls invalidate before answering. It waits for a
+// load that may have read the old rows, forgets what that brought, and revokes the webhook's old target, so that requests
+// which are about to be made with it are not (see attempt).
+type subscriptions struct {
+	store Store
+	box   *secretbox.Box
+
+	mu    sync.RWMutex
+	repos map[string]*subscribers
+	size  int
+
+	// loads are held while a repo is loaded or invalidated, each for the repos whose hash it has.
+	loads [64]sync.Mutex
+	seed  maphash.Seed
+}
+
+// subscribers are the webhooks of one repo.
+type subscribers struct {
+	targets []*target
+	bySeq   map[int64]*target
+	expires time.Time // when the first of their secrets expires, which makes all of this stale; zero: never
+}
+
+// target is a webhook ready to be sent to.
+type target struct {
+	Webhook
+	url       *url.URL
+	signer    *signature.Signer
+	secrets   int   // that sign
+	signerErr error // why there is no signer
+	revoked   atomic.Bool
+}
+
+func newSubscriptions(store Store, box *secretbox.Box) *subscriptions {
+	return &subscriptions{store: store, box: box, repos: map[string]*subscribers{}, seed: maphash.MakeSeed()}
+}
+
+func (s *subscriptions) of(ctx context.Context, repoID string) (*subscribers, error) {
+	now := time.Now()
+	if subs := s.cached(repoID, now); subs != nil {
+		return subs, nil
+	}
+	load := s.load(repoID)
+	load.Lock()
+	defer load.Unlock()
+	if subs := s.cached(repoID, now); subs != nil {
+		return subs, nil
+	}
+	page, err := s.store.Webhooks(ctx, WebhookQuery{RepoID: repoID})
+	if err != nil {
+		return nil, err
+	}
+	subs := &subscribers{bySeq: make(map[int64]*target, len(page.Items))}
+	for _, w := range page.Items {
+		t := s.prepare(w, now, subs)
+		subs.targets = append(subs.targets, t)
+		subs.bySeq[w.Seq] = t
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.forget(repoID)
+	for other := range s.repos {
+		if s.size+1+len(subs.targets) <= maxCached {
+			break
+		}
+		s.forget(other) // any: the order of a map is random
+	}
+	s.repos[repoID] = subs
+	s.size += 1 + len(subs.targets)
+	return subs, nil
+}
+
+func (s *subscriptions) cached(repoID string, now time.Time) *subscribers {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	subs := s.repos[repoID]
+	if subs == nil || !subs.expires.IsZero() && !now.Before(subs.expires) {
+		return nil
+	}
+	return subs
+}
+
+// forget drops a repo from the cache. The caller holds mu.
+func (s *subscriptions) forget(repoID string) {
+	if subs := s.repos[repoID]; subs != nil {
+		s.size -= 1 + len(subs.targets)
+		delete(s.repos, repoID)
+	}
+}
+
+// invalidate makes a change of a webhook effective.
+func (s *subscriptions) invalidate(repoID string, webhookSeq int64) {
+	load := s.load(repoID)
+	load.Lock()
+	defer load.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if subs := s.repos[repoID]; subs != nil {
+		if t := subs.bySeq[webhookSeq]; t != nil {
+			t.revoked.Store(true)
+		}
+	}
+	s.forget(repoID)
+}
+
+func (s *subscriptions) load(repoID string) *sync.Mutex {
+	return &s.loads[maphash.String(s.seed, repoID)%uint64(len(s.loads))]
+}
+
+// prepare makes a webhook ready to be sent to. A secret that can't be read makes its deliveries fail and nothing else.
+func (s *subscriptions) prepare(w Webhook, now time.Time, subs *subscribers) *target {
+	t := &target{Webhook: w}
+	t.url, _ = url.Parse(w.URL) // nil for what an import brought in unchecked: its deliveries fail
+	var plain []string
+	for _, secret := range w.Secrets {
+		if !secret.ExpiresAt.IsZero() {
+			if !now.Before(secret.ExpiresAt) {
+				continue
+			}
+			if subs.expires.IsZero() || secret.ExpiresAt.Before(subs.expires) {
+				subs.expires = secret.ExpiresAt
+			}
+		}
+		text, _, err := s.box.Open(secret.Sealed)
+		if err != nil {
+			t.signerErr = errors.New("the webhook's signing secret can't be decrypted with this node's secret keys " +
+				"(POSTHORN_SECRET_KEYS, Config.SecretKeys); set the secret again or add the key that encrypted it")
+			return t
+		}
+		plain = append(plain, text)
+	}
+	t.secrets = len(plain)
+	t.signer, t.signerErr = signature.NewSigner(plain...)
+	return t
+}

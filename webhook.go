@@ -1,0 +1,308 @@
+package posthorn
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/musehub/posthorn/signature"
+)
+
+// AllEvents is the event type by which a webhook subscribes to every type.
+const AllEvents = "*"
+
+// Webhook is a subscription: which events of a repo go to which URL.
+type Webhook struct {
+	Seq         int64 // the store's number for it, ascending in the order of creation
+	ID          string
+	RepoID      string
+	URL         string
+	Events      []string // event types in the order given, or [AllEvents]
+	Active      bool
+	Description string
+	Secrets     []Secret // newest first; none: deliveries are not signed
+	CreatedAt   time.Time
+	UpdatedAt   time.Time
+}
+
+// Secret is a signing secret as it is stored.
+type Secret struct {
+	Sealed    string    `json:"sealed"`             // ciphertext; a plaintext only in rows that were imported
+	ExpiresAt time.Time `json:"expiresAt,omitzero"` // zero: never
+}
+
+// MaxURLLength is how many characters a webhook's URL may have.
+const MaxURLLength = 2048
+
+// NewWebhook is what [Dispatcher.CreateWebhook] takes.
+type NewWebhook struct {
+	RepoID      string
+	URL         string
+	Events      []string // event types of [Config.EventTypes], "ping", or [AllEvents]
+	Secret      string   // signs the deliveries; empty: they go out unsigned
+	Description string   // free text of at most [MaxDescriptionLength] characters
+}
+
+// WebhookPatch is what [Dispatcher.UpdateWebhook] changes: the fields that are not nil.
+type WebhookPatch struct {
+	URL         *string
+	Events      []string
+	Active      *bool // an inactive webhook gets no events; what is queued for it waits until it is active again
+	Description *string
+
+	// Secret replaces the signing secret; the empty string removes all secrets.
+	Secret *string
+	// SecretOverlap is for how long the secrets before it go on signing as well, so that receivers can change over.
+	// Nil: [DefaultSecretOverlap]. Zero: they stop at once.
+	SecretOverlap *time.Duration
+}
+
+const (
+	// MaxDescriptionLength is how many characters a webhook's description may have.
+	MaxDescriptionLength = 1000
+	// MaxSecrets is how many secrets of a webhook may sign at the same time.
+	MaxSecrets = 10
+	// MaxSecretLength is how many bytes a secret may have.
+	MaxSecretLength = 1024
+	// MaxRepoIDLength is how many bytes a repo's ID may have.
+	MaxRepoIDLength = 256
+)
+
+// DefaultSecretOverlap is for how long a replaced secret goes on signing beside the new one.
+const DefaultSecretOverlap = 24 * time.Hour
+
+// Subscribes reports whether the webhook is active and subscribed to events of the type. A ping reaches every active one.
+func (w *Webhook) Subscribes(eventType string) bool {
+	if !w.Active {
+		return false
+	}
+	return eventType == EventPing || slices.Contains(w.Events, eventType) || slices.Contains(w.Events, AllEvents)
+}
+
+// WebhookQuery selects webhooks, in the order of their creation.
+type WebhookQuery struct {
+	RepoID string // empty: of all repos
+	After  int64  // only those whose Seq is greater
+	Limit  int    // zero: no limit
+}
+
+// Page is a part of a listing.
+type Page[T any] struct {
+	Items []T
+	// Total counts the whole listing. It comes from counters where counting would be a scan.
+	Total int64
+	// TotalCapped says that Total counts only what the newest [MaxScan] rows hold, because the filter has no counter.
+	TotalCapped bool
+	// Next is where the following page starts (a query's After or Before), zero on the last one. A page may hold fewer
+	// items than its limit, even none, and not be the last: see [MaxScan] and [MaxPageBytes].
+	Next int64
+}
+
+const (
+	// MaxScan is how many rows of the log a filtered listing examines for one page.
+	MaxScan = 10_000
+	// MaxPageBytes is how many bytes of payload one page carries at most, unless a single item has more.
+	MaxPageBytes = 8 << 20
+)
+
+// CreateWebhook registers a webhook. It is active, and gets the events dispatched from then on.
+//
+// CodeInvalid with the field at fault: an event type that doesn't exist, a URL that can never be delivered to.
+func (d *Dispatcher) CreateWebhook(ctx context.Context, n NewWebhook) (Webhook, error) {
+	if err := d.checkRepo(ctx, n.RepoID); err != nil {
+		return Webhook{}, err
+	}
+	t := now()
+	w := Webhook{
+		ID: newID(t), RepoID: n.RepoID, URL: n.URL, Events: slices.Clone(n.Events), Active: true,
+		Description: n.Description, CreatedAt: t, UpdatedAt: t,
+	}
+	if err := d.checkWebhook(&w); err != nil {
+		return Webhook{}, err
+	}
+	if n.Secret != "" {
+		if err := d.addSecret(&w, n.Secret); err != nil {
+			return Webhook{}, err
+		}
+	}
+	if err := d.store.CreateWebhook(ctx, &w); err != nil {
+		return Webhook{}, err
+	}
+	d.subscriptions.invalidate(w.RepoID, w.Seq)
+	return w, nil
+}
+
+// UpdateWebhook changes a webhook. Once it has returned, nothing more is sent to an old URL, with an old secret (but for
+// the overlap), or to a webhook made inactive, except what was on the wire already.
+func (d *Dispatcher) UpdateWebhook(ctx context.Context, repoID, id string, p WebhookPatch) (Webhook, error) {
+	if err := d.checkRepo(ctx, repoID); err != nil {
+		return Webhook{}, err
+	}
+	w, err := d.store.UpdateWebhook(ctx, repoID, id, func(w *Webhook) error { return d.patch(w, p) })
+	if err != nil {
+		return Webhook{}, err
+	}
+	d.subscriptions.invalidate(repoID, w.Seq)
+	if p.Active != nil && *p.Active {
+		d.sched.wantOne(DueWebhook{Seq: w.Seq, ID: w.ID, RepoID: w.RepoID}, true)
+	}
+	return w, nil
+}
+
+func (d *Dispatcher) patch(w *Webhook, p WebhookPatch) error {
+	w.UpdatedAt = now()
+	if p.URL != nil {
+		w.URL = *p.URL
+	}
+	if p.Events != nil {
+		w.Events = slices.Clone(p.Events)
+	}
+	if p.Active != nil {
+		w.Active = *p.Active
+	}
+	if p.Description != nil {
+		w.Description = *p.Description
+	}
+	if p.Secret == nil {
+		if p.SecretOverlap != nil {
+			return invalid("secretOverlap", "it goes with a new secret")
+		}
+		return d.checkWebhook(w)
+	}
+	overlap := DefaultSecretOverlap
+	if p.SecretOverlap != nil {
+		overlap = *p.SecretOverlap
+	}
+	if overlap < 0 {
+		return invalid("secretOverlap", "it is negative")
+	}
+	var live []Secret
+	for _, s := range w.Secrets {
+		until := w.UpdatedAt.Add(overlap)
+		if s.ExpiresAt.IsZero() || s.ExpiresAt.After(until) {
+			s.ExpiresAt = until
+		}
+		if s.ExpiresAt.After(w.UpdatedAt) {
+			live = append(live, s)
+		}
+	}
+	w.Secrets = live
+	if *p.Secret == "" {
+		w.Secrets = nil
+	} else if err := d.addSecret(w, *p.Secret); err != nil {
+		return err
+	}
+	return d.checkWebhook(w)
+}
+
+// DeleteWebhook deletes a webhook with its queue entries and deliveries. Once it has returned, nothing more is sent to it,
+// except what was on the wire already.
+func (d *Dispatcher) DeleteWebhook(ctx context.Context, repoID, id string) error {
+	w, err := d.Webhook(ctx, repoID, id)
+	if err != nil {
+		return err
+	}
+	if err := d.store.DeleteWebhook(ctx, repoID, id); err != nil {
+		return err
+	}
+	d.subscriptions.invalidate(repoID, w.Seq)
+	d.waits.cancel(w.Seq)
+	return nil
+}
+
+// Webhook returns a webhook of a repo.
+func (d *Dispatcher) Webhook(ctx context.Context, repoID, id string) (Webhook, error) {
+	if err := d.checkRepo(ctx, repoID); err != nil {
+		return Webhook{}, err
+	}
+	return d.store.Webhook(ctx, repoID, id)
+}
+
+// Webhooks returns a page of webhooks.
+func (d *Dispatcher) Webhooks(ctx context.Context, q WebhookQuery) (Page[Webhook], error) {
+	if q.RepoID != "" {
+		if err := d.checkRepo(ctx, q.RepoID); err != nil {
+			return Page[Webhook]{}, err
+		}
+	}
+	return d.store.Webhooks(ctx, q)
+}
+
+func (d *Dispatcher) checkWebhook(w *Webhook) error {
+	if w.URL == "" {
+		return invalid("url", "it is missing")
+	}
+	if n := utf8.RuneCountInString(w.URL); n > MaxURLLength {
+		return invalid("url", "it has %d characters: at most %d", n, MaxURLLength)
+	}
+	if _, err := d.sender.CheckURL(w.URL); err != nil {
+		return &Error{Code: CodeInvalid, Field: "url", Message: err.Error(), Err: err}
+	}
+	if len(w.Events) == 0 {
+		return invalid("events", "it is empty: name at least one event type, or %q for all", AllEvents)
+	}
+	var unknown []string
+	for i, t := range w.Events {
+		if t != AllEvents && !d.knows(t) {
+			unknown = append(unknown, fmt.Sprintf("%.128q", t))
+		}
+		if slices.Contains(w.Events[:i], t) {
+			return invalid("events", "%.128q stands in it twice", t)
+		}
+	}
+	if unknown != nil {
+		return invalid("events", "unknown event type %s; the valid ones are %s and %s",
+			strings.Join(unknown, ", "), strings.Join(d.EventTypes(), ", "), AllEvents)
+	}
+	if n := utf8.RuneCountInString(w.Description); n > MaxDescriptionLength {
+		return invalid("description", "it has %d characters: at most %d", n, MaxDescriptionLength)
+	}
+	return nil
+}
+
+// addSecret puts a secret in front of those that the webhook has.
+func (d *Dispatcher) addSecret(w *Webhook, secret string) error {
+	if len(secret) > MaxSecretLength || !utf8.ValidString(secret) {
+		return invalid("secret", "it is longer than %d bytes, or not UTF-8", MaxSecretLength)
+	}
+	if _, err := signature.NewSigner(secret); err != nil {
+		return &Error{Code: CodeInvalid, Field: "secret", Message: err.Error(), Err: err}
+	}
+	if len(w.Secrets) >= MaxSecrets {
+		return invalid("secret", "%d secrets sign already: wait until one expires, or give a secretOverlap of 0", MaxSecrets)
+	}
+	sealed, err := d.seal(secret)
+	if err != nil {
+		return err
+	}
+	w.Secrets = slices.Insert(w.Secrets, 0, sealed)
+	return nil
+}
+
+// checkRepo refuses a repo that doesn't exist as far as the host says.
+func (d *Dispatcher) checkRepo(ctx context.Context, repoID string) error {
+	if repoID == "" || len(repoID) > MaxRepoIDLength || !utf8.ValidString(repoID) {
+		return invalid("repoId", "it is empty, longer than %d bytes, or not UTF-8", MaxRepoIDLength)
+	}
+	if d.cfg.RepoExists == nil {
+		return nil
+	}
+	exists, err := d.cfg.RepoExists(ctx, repoID)
+	if err != nil {
+		return Errorf(CodeUnavailable, "can't tell whether the repo exists: %w", err)
+	}
+	if !exists {
+		return Errorf(CodeNotFound, "Repo not found")
+	}
+	return nil
+}
+
+// EventTypes returns the event types that can be dispatched, [EventPing] last.
+func (d *Dispatcher) EventTypes() []string { return append(slices.Clone(d.cfg.EventTypes), EventPing) }
+
+func (d *Dispatcher) knows(eventType string) bool {
+	return eventType == EventPing || slices.Contains(d.cfg.EventTypes, eventType)
+}
