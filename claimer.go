@@ -130,7 +130,7 @@ func (c *claimer) claim(ctx context.Context) {
 		for i, p := range plan {
 			wants[i] = Want{WebhookSeq: p.queue.Seq, Limit: p.limit}
 		}
-		limit := min(claimBytes, c.sched.limits.bytes/8)
+		limit := min(claimBytes, max(1, c.sched.limits.bytes/8))
 		entries, err := c.store.Claim(ctx, Claim{
 			Node: c.node(), Now: now(), Horizon: c.horizon, Wants: wants, MaxBytes: limit,
 		})
@@ -258,13 +258,10 @@ func (s *scheduler) claimed(plan []planned, entries []*Entry, maxBytes int, err 
 		case got[q.Seq] == p.limit || maxBytes <= 0: // there may be more
 			q.spilled = true
 			s.want(q)
-		case q.spilling == 0 && q.spills == p.spills: // there is no more
-			q.spilled = false
-			if q.wanted {
-				s.want(q)
-			}
-		default:
+		case q.wanted || q.spills != p.spills: // something was committed meanwhile
 			s.want(q)
+		default: // there is no more, but for what is being committed
+			q.spilled = q.spilling > 0
 		}
 		s.settle(q)
 	}

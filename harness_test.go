@@ -108,6 +108,9 @@ func (w *world) crash() {
 }
 
 func (w *world) send(ctx context.Context, r *sender.Request) sender.Outcome {
+	if r.Revoked.Load() { // as the real one does once it has a connection
+		return sender.Outcome{Canceled: true}
+	}
 	get := func(name string) string {
 		if v := r.Header[name]; len(v) > 0 {
 			return v[0]

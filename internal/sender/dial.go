@@ -1,0 +1,102 @@
+package sender
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"net/http/httptrace"
+	"net/netip"
+	"strconv"
+	"syscall"
+)
+
+// dial opens a connection for the attempt that ctx belongs to. The Transport lets it go on, for a later attempt, when
+// that one gets another connection first or is canceled; so it is dial that sees to its end.
+//
+// The guard judges twice. When a name has been looked up, all its addresses are judged, and one that is refused
+// refuses them all: a public and a private address under one name are an attack or a mistake, and which of them Go's
+// dialer would reach is chance. Then the dialer's Control judges each address again as it is connected to. That
+// alone keeps the guard's promise; it doesn't trust the first step.
+func (s *Sender) dial(ctx context.Context, addr string, secure bool) (net.Conn, error) {
+	a := ctx.Value(attemptKey{}).(*attempt)
+	ctx, cancel := context.WithDeadline(ctx, a.start.Add(a.timeout))
+	defer cancel()
+
+	host, portText, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	port, err := strconv.ParseUint(portText, 10, 16)
+	if err != nil {
+		return nil, err
+	}
+
+	a.mark(dialing)
+	if _, err := netip.ParseAddr(host); err == nil {
+		a.marks[resolved].Store(a.marks[dialing].Load())
+	}
+	var refused error // written before any address is dialed
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		DNSDone: func(info httptrace.DNSDoneInfo) {
+			if info.Err != nil {
+				return
+			}
+			a.mark(resolved)
+			for _, ip := range info.Addrs {
+				addr, _ := netip.AddrFromSlice(ip.IP)
+				if refused = s.judge(netip.AddrPortFrom(addr.WithZone(ip.Zone), uint16(port))); refused != nil {
+					return
+				}
+			}
+		},
+	})
+	dialer := net.Dialer{
+		KeepAlive: -1, // connections are closed after 30 s without use, before a probe could tell anything
+		Resolver:  s.resolver,
+		Control: func(network, address string, _ syscall.RawConn) error {
+			if refused != nil {
+				return refused
+			}
+			return s.control(network, address)
+		},
+	}
+	conn, err := dialer.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		if refused != nil {
+			return nil, refused // err may be one of a step before Control, as where there is no IPv6
+		}
+		return nil, err
+	}
+	a.mark(connected)
+	if !secure {
+		a.marks[ready].Store(a.marks[connected].Load())
+		return conn, nil
+	}
+	cfg := s.tls.Clone()
+	cfg.ServerName = host
+	secured := tls.Client(conn, cfg)
+	if err := secured.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	a.mark(ready)
+	return secured, nil
+}
+
+// control is asked for every connection, with the address it is about to be made to.
+func (s *Sender) control(network, address string) error {
+	if network != "tcp4" && network != "tcp6" {
+		return refusal("not TCP")
+	}
+	target, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return refusal("not an IP address")
+	}
+	if err := s.judge(target); err != nil {
+		return err
+	}
+	if s.afterGuard != nil {
+		return s.afterGuard(network, address)
+	}
+	return nil
+}

@@ -1,0 +1,222 @@
+package sender
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// dnsServer answers for names with the addresses given, for "hang.test." never, and otherwise that there is no such
+// name. It returns a resolver that asks it.
+func dnsServer(t *testing.T, names map[string]string) *net.Resolver {
+	server, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		buf := make([]byte, 1500)
+		for {
+			n, from, err := server.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			if reply := answer(buf[:n], names); reply != nil {
+				server.WriteTo(reply, from)
+			}
+		}
+	})
+	// The Go resolver doesn't notice the end of a context while it waits for an answer.
+	var mu sync.Mutex
+	var conns []net.Conn
+	t.Cleanup(func() {
+		server.Close()
+		mu.Lock()
+		defer mu.Unlock()
+		for _, c := range conns {
+			c.Close()
+		}
+		conns = nil
+		wg.Wait()
+	})
+	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		c, err := new(net.Dialer).DialContext(ctx, "udp4", server.LocalAddr().String())
+		if err == nil {
+			mu.Lock()
+			defer mu.Unlock()
+			conns = append(conns, c)
+		}
+		return c, err
+	}}
+}
+
+// answer makes the response to a query with one question (RFC 1035, section 4).
+func answer(query []byte, names map[string]string) []byte {
+	const headerLen, typeA, typeAAAA, nameError, serverFailure = 12, 1, 28, 3, 2
+	name, end := "", headerLen
+	for query[end] != 0 {
+		next := end + 1 + int(query[end])
+		name += string(query[end+1:next]) + "."
+		end = next
+	}
+	end++
+	kind := binary.BigEndian.Uint16(query[end:])
+	end += 4
+
+	if name == "hang.test." {
+		return nil
+	}
+	addresses, known := names[name]
+	flags := uint16(0x8180) // a response, recursion desired and available
+	if !known {
+		flags |= nameError
+	}
+	if addresses == "fail" {
+		flags, addresses = flags|serverFailure, ""
+	}
+	reply := append([]byte(nil), query[:end]...)
+	count := 0
+	for _, address := range strings.Fields(addresses) {
+		ip := netip.MustParseAddr(address)
+		if ip.Is4() && kind == typeA || ip.Is6() && kind == typeAAAA {
+			reply = append(reply, 0xc0, headerLen) // the name of the question
+			reply = binary.BigEndian.AppendUint16(reply, kind)
+			reply = append(reply, 0, 1, 0, 0, 0, 0) // class IN, TTL 0
+			reply = binary.BigEndian.AppendUint16(reply, uint16(ip.BitLen()/8))
+			reply = append(reply, ip.AsSlice()...)
+			count++
+		}
+	}
+	binary.BigEndian.PutUint16(reply[2:], flags)
+	binary.BigEndian.PutUint16(reply[6:], uint16(count))
+	clear(reply[8:headerLen])
+	return reply
+}
+
+func TestNamesAreJudged(t *testing.T) {
+	const allow = "; --allow-target (Config.AllowTargets) opens it"
+	for _, test := range []struct{ addresses, allow, want string }{
+		{"127.0.0.1", "", "SSRF blocked: connect: refused by the rule loopback 127.0.0.0/8" + allow},
+		{"10.11.12.13", "", "SSRF blocked: connect: refused by the rule private network 10.0.0.0/8" + allow},
+		{"fd12::3456", "", "SSRF blocked: connect: refused by the rule private network, outside of 2000::/3" + allow},
+		{"::ffff:10.11.12.13", "", "SSRF blocked: connect: refused by the rule private network 10.0.0.0/8" + allow},
+		{"169.254.169.254", "", "SSRF blocked: connect: refused by the rule cloud metadata; only an --allow-target (Config.AllowTargets) for exactly this address opens it"},
+		{"169.254.169.254", "169.254.0.0/16", "SSRF blocked: connect: refused by the rule cloud metadata; only an --allow-target (Config.AllowTargets) for exactly this address opens it"},
+		// One refused address refuses the name, in whatever order and family they come.
+		{"8.8.8.8 10.11.12.13", "", "SSRF blocked: connect: refused by the rule private network 10.0.0.0/8" + allow},
+		{"10.11.12.13 8.8.8.8", "", "SSRF blocked: connect: refused by the rule private network 10.0.0.0/8" + allow},
+		{"2606:4700::1111 10.11.12.13", "", "SSRF blocked: connect: refused by the rule private network 10.0.0.0/8" + allow},
+		{"8.8.8.8 fd12::3456", "", "SSRF blocked: connect: refused by the rule private network, outside of 2000::/3" + allow},
+		{"8.8.8.8 127.0.0.1", "10.0.0.0/8", "SSRF blocked: connect: refused by the rule loopback 127.0.0.0/8" + allow},
+		{"127.0.0.1 10.11.12.13", "127.0.0.1", "SSRF blocked: connect: refused by the rule private network 10.0.0.0/8" + allow},
+		{"127.0.0.1", "127.0.0.1:1", "SSRF blocked: connect: refused by the rule loopback 127.0.0.0/8" + allow},
+		{"fail", "", "request error: DNS: the lookup failed"},
+		{"", "", "request error: DNS: no such host"},
+	} {
+		cfg := Config{Resolver: dnsServer(t, map[string]string{"hook.test.": test.addresses})}
+		if test.allow != "" {
+			cfg.AllowTargets = []Target{mustTarget(test.allow)}
+		}
+		s, passed := newSender(t, cfg)
+		for _, scheme := range []string{"http", "https"} {
+			o := post(t, s, scheme+"://hook.test:8080/", 0)
+			if o.Status != 0 || o.Body != test.want {
+				t.Errorf("%s: %d %q, want %q", test.addresses, o.Status, o.Body, test.want)
+			}
+			if o.Timings.DNS <= 0 || o.Timings.DNS > o.Timings.Total {
+				t.Errorf("%s: %+v", test.addresses, o.Timings)
+			}
+		}
+		if passed.String() != "" {
+			t.Errorf("%s: the guard let pass %v", test.addresses, passed)
+		}
+	}
+}
+
+// Control holds even if the first look at the addresses went wrong.
+func TestControlIsTheLastLine(t *testing.T) {
+	s, passed := newSender(t, Config{})
+	for _, row := range refusedAddresses {
+		for _, ip := range strings.Fields(row.addresses) {
+			network := "tcp6"
+			if netip.MustParseAddr(ip).Is4() {
+				network = "tcp4"
+			}
+			if s.control(network, net.JoinHostPort(ip, "80")) == nil {
+				t.Errorf("%s passed", ip)
+			}
+		}
+	}
+	if passed.String() != "" {
+		t.Errorf("the guard let pass %v", passed)
+	}
+}
+
+func TestNameIsReached(t *testing.T) {
+	var got string
+	target := mustURL(serve(t, func(c *bufio.ReadWriter) {
+		got, _ = readRequest(c)
+		write(c, ok("hi"))
+	}))
+	s, passed := newSender(t, Config{
+		AllowTargets: []Target{loopback},
+		Resolver:     dnsServer(t, map[string]string{"hook.test.": "127.0.0.1"}),
+	})
+	o := post(t, s, "http://hook.test:"+target.Port()+"/", 0)
+	if o.Status != 200 || o.Body != "hi" || o.Timings.DNS <= 0 || o.Timings.Connect <= 0 || o.Timings.TLS != 0 {
+		t.Errorf("%+v", o)
+	}
+	if passed.String() != target.Host {
+		t.Errorf("connected to %q, want %q", passed, target.Host)
+	}
+	if want := "\r\nHost: hook.test:" + target.Port() + "\r\n"; !strings.Contains(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// What a name resolves to is told in no outcome, however the attempt fails.
+func TestResolvedAddressIsNotTold(t *testing.T) {
+	cut := mustURL(serve(t, func(c *bufio.ReadWriter) { readRequest(c) }))
+	cutTLS := mustURL(serve(t, func(c *bufio.ReadWriter) {
+		var record [5]byte // type, version, length (RFC 8446, section 5.1)
+		io.ReadFull(c, record[:])
+		c.Discard(int(binary.BigEndian.Uint16(record[3:])))
+	}))
+	slow := mustURL(serve(t, hold))
+	gone, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone.Close()
+	_, gonePort, _ := net.SplitHostPort(gone.Addr().String())
+
+	s, _ := newSender(t, Config{
+		AllowTargets: []Target{loopback},
+		Resolver:     dnsServer(t, map[string]string{"hook.test.": "127.0.0.1"}),
+	})
+	for _, test := range []struct{ url, want string }{
+		{"http://hook.test:" + gonePort, "request error: connect: connection refused"},
+		{"https://hook.test:" + gonePort, "request error: connect: connection refused"},
+		{"http://hook.test:" + cut.Port(), "request error: response headers: the receiver closed the connection"},
+		{"https://hook.test:" + cutTLS.Port(), "request error: TLS: the receiver closed the connection"},
+		{"http://hook.test:" + slow.Port(), "timeout: response headers: " + notDone},
+		{"https://hook.test:" + slow.Port(), "timeout: TLS: " + notDone},
+		{"http://hang.test:" + slow.Port(), "timeout: DNS: " + notDone},
+	} {
+		timeout := time.Duration(0)
+		if strings.HasPrefix(test.want, "timeout: ") {
+			timeout = short
+		}
+		o := post(t, s, test.url, timeout)
+		if o.Status != 0 || o.Body != test.want {
+			t.Errorf("%s: %d %q, want %q", test.url, o.Status, o.Body, test.want)
+		}
+	}
+}

@@ -1,0 +1,100 @@
+// Package sender makes one HTTP attempt of a delivery: it POSTs a body to a URL and says what came of it.
+//
+// It decides nothing about retries and keeps no state but its pool of connections. What it promises:
+//
+//   - No connection is opened to an address that the guard refuses, whatever a name resolves to at that moment.
+//   - The body leaves this process at most once per [Sender.Send].
+//   - An attempt ends in time, and takes a bounded amount of memory, whatever the receiver does.
+//   - Everything in an [Outcome] is valid UTF-8 without NUL, so any database takes it.
+package sender
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"net/http"
+	"time"
+
+	"code.dny.dev/ssrf"
+)
+
+const (
+	defaultTimeout = 10 * time.Second
+
+	// Idle connections kept for reuse. Many webhooks can share one host, so one host may hold more than the 64
+	// requests in flight that a single webhook has by default.
+	maxIdleConns        = 2048
+	maxIdleConnsPerHost = 256
+	idleConnTimeout     = 30 * time.Second
+
+	// What is read of a response, at most.
+	maxHeaderBytes = 64 << 10
+	maxBodyBytes   = 64 << 10
+)
+
+// Config sets up a [Sender]. Its zero value works.
+type Config struct {
+	// AllowTargets opens addresses that the guard refuses. Defaults to none.
+	AllowTargets []Target
+
+	// Timeout limits a whole attempt, from the DNS lookup to the last byte of the response. Defaults to 10 seconds.
+	Timeout time.Duration
+
+	// Resolver looks up hostnames. Defaults to net.DefaultResolver.
+	Resolver *net.Resolver
+}
+
+// A Sender sends requests over one shared pool of connections. It is safe for concurrent use.
+type Sender struct {
+	timeout   time.Duration
+	resolver  *net.Resolver
+	allow     []Target
+	guardian  *ssrf.Guardian
+	tls       *tls.Config
+	transport *http.Transport
+
+	// afterGuard, when tests set it, has the last word on an address that the guard let pass.
+	afterGuard func(network, address string) error
+}
+
+// New returns a Sender. Close it when nothing is to be sent any more.
+func New(cfg Config) *Sender {
+	s := &Sender{
+		timeout:  cfg.Timeout,
+		resolver: cfg.Resolver,
+		allow:    cfg.AllowTargets,
+		guardian: ssrf.New(ssrf.WithAnyPort()),
+		tls: &tls.Config{
+			NextProtos: []string{"http/1.1"},
+			// Receivers that close each connection are spared a full handshake the next time.
+			ClientSessionCache: tls.NewLRUClientSessionCache(maxIdleConns),
+		},
+	}
+	if s.timeout <= 0 {
+		s.timeout = defaultTimeout
+	}
+
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	s.transport = &http.Transport{
+		Proxy: nil, // http.ProxyFromEnvironment would move the guard's decision to the proxy
+		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+			return s.dial(ctx, addr, false)
+		},
+		DialTLSContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+			return s.dial(ctx, addr, true)
+		},
+		Protocols:              protocols,
+		DisableCompression:     true,
+		MaxIdleConns:           maxIdleConns,
+		MaxIdleConnsPerHost:    maxIdleConnsPerHost,
+		IdleConnTimeout:        idleConnTimeout,
+		MaxResponseHeaderBytes: maxHeaderBytes,
+	}
+	return s
+}
+
+// Close closes idle connections and ends the dials that no attempt waits for any more.
+func (s *Sender) Close() {
+	s.transport.CloseIdleConnections()
+}

@@ -1,0 +1,98 @@
+package sender
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+const maxURLRunes = 2048
+
+// CheckURL parses the URL of a webhook and refuses one that could never be delivered to. The error is fit to be
+// shown to who gave the URL. A hostname is not looked up: what it resolves to is judged on every connection.
+func (s *Sender) CheckURL(raw string) (*url.URL, error) {
+	if raw == "" {
+		return nil, errors.New("url is empty")
+	}
+	if utf8.RuneCountInString(raw) > maxURLRunes {
+		return nil, fmt.Errorf("url is longer than %d characters", maxURLRunes)
+	}
+	if !utf8.ValidString(raw) || strings.ContainsFunc(raw, func(r rune) bool {
+		return unicode.IsSpace(r) || unicode.IsControl(r)
+	}) {
+		return nil, errors.New("url has a space, a control character or invalid UTF-8 in it")
+	}
+	u, err := url.Parse(raw)
+	if err != nil {
+		var parse *url.Error
+		if errors.As(err, &parse) {
+			err = parse.Err // without repeating the URL
+		}
+		return nil, fmt.Errorf("url is malformed: %w", err)
+	}
+	if u.Scheme != "http" && u.Scheme != "https" {
+		return nil, errors.New("url must start with http:// or https://")
+	}
+	host := u.Hostname()
+	if host == "" {
+		return nil, errors.New("url has no host")
+	}
+	if u.User != nil {
+		return nil, errors.New("url has a user name or password in it; use a custom header instead")
+	}
+	port := uint16(80)
+	if u.Scheme == "https" {
+		port = 443
+	}
+	if i := strings.LastIndexByte(u.Host, ':'); i > strings.LastIndexByte(u.Host, ']') {
+		if port, err = parsePort(u.Host[i+1:]); err != nil {
+			return nil, fmt.Errorf("url: %w", err)
+		}
+	}
+	if ip, err := netip.ParseAddr(host); err == nil {
+		if err := s.judge(netip.AddrPortFrom(ip, port)); err != nil {
+			return nil, fmt.Errorf("url: host %s is %w", host, err)
+		}
+	} else if err := checkHostname(host); err != nil {
+		return nil, fmt.Errorf("url: %w", err)
+	}
+	return u, nil
+}
+
+// checkHostname refuses what is neither a name that DNS can know nor an IP address. Names with characters beyond
+// ASCII are left to IDNA when they are dialed.
+func checkHostname(host string) error {
+	name := strings.TrimSuffix(host, ".")
+	labels := strings.Split(name, ".")
+	if len(name) > 253 {
+		return errors.New("host is longer than 253 characters") // RFC 1035, section 2.3.4, without length octets
+	}
+	for _, label := range labels {
+		if label == "" || len(label) > 63 && isASCII(label) {
+			return errors.New("each part of a hostname has 1 to 63 characters")
+		}
+		// An underscore is no character of a hostname (RFC 1123, section 2.1), but DNS takes it and some have it.
+		if i := strings.IndexFunc(label, func(r rune) bool { return r < utf8.RuneSelf && !isAlnum(r) && r != '-' && r != '_' }); i >= 0 {
+			return fmt.Errorf("hostname with the character %q", label[i])
+		}
+	}
+	// No top-level domain is a number, but 127.1, 2130706433 and 0x7f000001 are all 127.0.0.1 to some resolvers
+	// (the rule is "ends in a number" of https://url.spec.whatwg.org).
+	last := strings.ToLower(labels[len(labels)-1])
+	if strings.Trim(last, "0123456789") == "" || strings.HasPrefix(last, "0x") && strings.Trim(last[2:], "0123456789abcdef") == "" {
+		return errors.New("host is neither a name nor a complete IP address")
+	}
+	return nil
+}
+
+func isAlnum(r rune) bool {
+	return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9'
+}
+
+func isASCII(s string) bool {
+	return strings.IndexFunc(s, func(r rune) bool { return r >= utf8.RuneSelf }) < 0
+}
