@@ -3,6 +3,7 @@ package posthorn_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"log"
 	"net/http"
 	"net/http/httptest"
@@ -17,7 +18,7 @@ import (
 
 // Embed Posthorn: open a store, start a dispatcher, register a webhook, dispatch an event.
 func Example() {
-	receiver := exampleReceiver() // prints what arrives
+	receiver := exampleReceiver()
 	dir, _ := os.MkdirTemp("", "posthorn")
 	defer os.RemoveAll(dir)
 	ctx := context.Background()
@@ -38,7 +39,7 @@ func Example() {
 	receipt, err := d.Dispatch(ctx, posthorn.Event{RepoID: "r1", Type: musehub.Push, Payload: musehub.PushPayload{RepoID: "r1", Branch: "main"}})
 	fmt.Println("accepted for", receipt.Deliveries, "webhook:", err == nil)
 
-	<-receiver.done
+	fmt.Println(<-receiver.received)
 	d.Stop(ctx) // lets requests in flight finish
 	receiver.Close()
 	// Output:
@@ -48,20 +49,21 @@ func Example() {
 
 type printingReceiver struct {
 	*httptest.Server
-	done chan struct{}
+	received chan string
 }
 
 func exampleReceiver() printingReceiver {
-	done := make(chan struct{})
+	received := make(chan string, 1)
 	verifier, err := signature.NewVerifier("s3cret")
 	if err != nil {
 		log.Fatal(err)
 	}
-	print := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body := make([]byte, r.ContentLength)
-		r.Body.Read(body)
-		fmt.Printf("verified %s: %s\n", r.Header.Get("X-MuseHub-Event"), body)
-		close(done)
+	receive := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			log.Print(err)
+		}
+		received <- fmt.Sprintf("verified %s: %s", r.Header.Get("X-MuseHub-Event"), body)
 	})
-	return printingReceiver{httptest.NewServer(verifier.Middleware(print)), done}
+	return printingReceiver{httptest.NewServer(verifier.Middleware(receive)), received}
 }
