@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 )
 
 // dnsServer answers for names with the addresses given, for "hang.test." never, and otherwise that there is no such
@@ -206,17 +205,17 @@ func TestResolvedAddressIsNotTold(t *testing.T) {
 		{"https://hook.test:" + gonePort, "request error: connect: connection refused"},
 		{"http://hook.test:" + cut.Port(), "request error: response headers: the receiver closed the connection"},
 		{"https://hook.test:" + cutTLS.Port(), "request error: TLS: the receiver closed the connection"},
-		{"http://hook.test:" + slow.Port(), "timeout: response headers: " + notDone},
-		{"https://hook.test:" + slow.Port(), "timeout: TLS: " + notDone},
-		{"http://hang.test:" + slow.Port(), "timeout: DNS: " + notDone},
 	} {
-		timeout := time.Duration(0)
-		if strings.HasPrefix(test.want, "timeout: ") {
-			timeout = short
-		}
-		o := post(t, s, test.url, timeout)
+		o := post(t, s, test.url, 0)
 		if o.Status != 0 || o.Body != test.want {
 			t.Errorf("%s: %d %q, want %q", test.url, o.Status, o.Body, test.want)
 		}
+	}
+	for _, test := range []struct{ url, phase string }{
+		{"http://hook.test:" + slow.Port(), "response headers"},
+		{"https://hook.test:" + slow.Port(), "TLS"},
+		{"http://hang.test:" + slow.Port(), "DNS"},
+	} {
+		timesOut(t, s, &Request{URL: mustURL(test.url), Header: header()}, test.phase)
 	}
 }
