@@ -63,7 +63,8 @@ type Config struct {
 	RepoExists func(ctx context.Context, repoID string) (bool, error)
 
 	// OnDelivery is called after each delivery has been recorded, one call at a time and in the order of the log. It
-	// runs on the goroutine that records: while it runs nothing else is recorded or accepted. Defaults to nothing.
+	// runs on the goroutine that commits: while it runs nothing else is recorded or accepted, and it must not itself call
+	// Dispatch, Ping or Stop, which wait for that goroutine. Defaults to nothing.
 	OnDelivery func(Delivery)
 }
 

@@ -160,8 +160,8 @@ func (d *Dispatcher) Stop(ctx context.Context) error {
 	d.sched.stop()
 	finished := make(chan struct{})
 	go func() {
-		d.accepting.Lock() // waits for events on their way in; those after see the state
-		d.accepting.Unlock()
+		d.accepting.Lock()   // waits for events on their way in; those after see the state
+		d.accepting.Unlock() //nolint:staticcheck // empty on purpose
 		d.sched.workers.Wait()
 		close(finished)
 	}()
@@ -291,7 +291,7 @@ func (d *Dispatcher) storeFailed(doing string, err error) {
 		return
 	}
 	d.complain.Store(doing, time.Now())
-	d.log.Error("the store can't "+doing+"; trying again", "error", err)
+	d.log.Error("the store fails; trying again", "doing", doing, "error", err)
 }
 
 // committed tells a recorded result to those who wait for it.

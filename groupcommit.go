@@ -14,6 +14,7 @@ const (
 	// commitTimeout is for how long the store may take over a batch.
 	commitTimeout = 30 * time.Second
 
+	enoughResults   = 256 // don't wait for more
 	maxBatchEvents  = 512
 	maxBatchResults = 1024
 	maxBatchBytes   = 16 << 20 // of the events' payloads
@@ -75,7 +76,7 @@ func (g *groupCommit) record(r Result) {
 	g.results = append(g.results, r)
 	n := len(g.results)
 	g.mu.Unlock()
-	if n == 1 || n == maxBatchResults/4 {
+	if n == 1 || n == enoughResults {
 		g.wake()
 	}
 }
@@ -95,31 +96,37 @@ func (g *groupCommit) run(ctx context.Context) {
 		case <-ctx.Done():
 			g.drain()
 			return
-		case <-g.signal:
 		case <-pause:
 			pause = nil
-			g.commit(ctx)
-			continue
-		}
-		g.mu.Lock()
-		gather := len(g.events) == 0 && len(g.results) < maxBatchResults/4
-		g.mu.Unlock()
-		if gather {
-			if pause == nil {
-				pause = time.After(maxResultDelay)
+		case <-g.signal:
+			if !g.urgent() {
+				if pause == nil {
+					pause = time.After(maxResultDelay)
+				}
+				continue
 			}
-			continue
 		}
-		for {
-			more, err := g.commit(ctx)
-			if err != nil {
+		for more := true; more; {
+			var err error
+			if more, err = g.commit(); err != nil {
 				pause = time.After(storeRetry)
-			}
-			if err != nil || !more {
-				break
+				more = g.hasEvents() // each gets its answer by trying
 			}
 		}
 	}
+}
+
+// urgent reports whether what there is to commit should not wait for more.
+func (g *groupCommit) urgent() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.events) > 0 || len(g.results) >= enoughResults
+}
+
+func (g *groupCommit) hasEvents() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.events) > 0
 }
 
 // drain commits what is left at the end, for as long as the store takes it.
@@ -129,22 +136,20 @@ func (g *groupCommit) drain() {
 		var err error
 		// After an error only events are worth going on for, each of which gets an answer by it. As for results: the
 		// lease ends, and what was sent but not recorded is sent again under the same delivery ids.
-		if more, err = g.commit(context.Background()); err != nil {
-			g.mu.Lock()
-			more = len(g.events) > 0
-			g.mu.Unlock()
+		if more, err = g.commit(); err != nil {
+			more = g.hasEvents()
 		}
 	}
 }
 
 // commit commits one batch and reports whether there was more than fits into one.
-func (g *groupCommit) commit(ctx context.Context) (more bool, err error) {
+func (g *groupCommit) commit() (more bool, err error) {
 	events, results, more := g.take()
 	if len(events)+len(results) == 0 {
 		return false, nil
 	}
 	// Not even Stop interrupts a commit: whether it was one would be unknown.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), commitTimeout)
 	defer cancel()
 	batch := Batch{Node: g.node(), Results: results}
 	for _, a := range events {
