@@ -16,15 +16,15 @@ const maxURLRunes = 2048
 // shown to who gave the URL. A hostname is not looked up: what it resolves to is judged on every connection.
 func (s *Sender) CheckURL(raw string) (*url.URL, error) {
 	if raw == "" {
-		return nil, errors.New("url is empty")
+		return nil, errors.New("it is empty")
 	}
 	if utf8.RuneCountInString(raw) > maxURLRunes {
-		return nil, fmt.Errorf("url is longer than %d characters", maxURLRunes)
+		return nil, fmt.Errorf("it is longer than %d characters", maxURLRunes)
 	}
 	if !utf8.ValidString(raw) || strings.ContainsFunc(raw, func(r rune) bool {
 		return unicode.IsSpace(r) || unicode.IsControl(r)
 	}) {
-		return nil, errors.New("url has a space, a control character or invalid UTF-8 in it")
+		return nil, errors.New("it has a space, a control character or invalid UTF-8 in it")
 	}
 	u, err := url.Parse(raw)
 	if err != nil {
@@ -32,17 +32,17 @@ func (s *Sender) CheckURL(raw string) (*url.URL, error) {
 		if errors.As(err, &parse) {
 			err = parse.Err // without repeating the URL
 		}
-		return nil, fmt.Errorf("url is malformed: %w", err)
+		return nil, fmt.Errorf("it is malformed: %w", err)
 	}
 	if u.Scheme != "http" && u.Scheme != "https" {
-		return nil, errors.New("url must start with http:// or https://")
+		return nil, errors.New("it must start with http:// or https://")
 	}
 	host := u.Hostname()
 	if host == "" {
-		return nil, errors.New("url has no host")
+		return nil, errors.New("it has no host")
 	}
 	if u.User != nil {
-		return nil, errors.New("url has a user name or password in it; use a custom header instead")
+		return nil, errors.New("it has a user name or password in it; use a custom header instead")
 	}
 	port := uint16(80)
 	if u.Scheme == "https" {
@@ -50,15 +50,15 @@ func (s *Sender) CheckURL(raw string) (*url.URL, error) {
 	}
 	if i := strings.LastIndexByte(u.Host, ':'); i > strings.LastIndexByte(u.Host, ']') {
 		if port, err = parsePort(u.Host[i+1:]); err != nil {
-			return nil, fmt.Errorf("url: %w", err)
+			return nil, err
 		}
 	}
 	if ip, err := netip.ParseAddr(host); err == nil {
 		if err := s.judge(netip.AddrPortFrom(ip, port)); err != nil {
-			return nil, fmt.Errorf("url: host %s is %w", host, err)
+			return nil, fmt.Errorf("host %s is %w", host, err)
 		}
 	} else if err := checkHostname(host); err != nil {
-		return nil, fmt.Errorf("url: %w", err)
+		return nil, err
 	}
 	return u, nil
 }

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/musehub/posthorn"
+	"github.com/musehub/posthorn/httpapi"
+	"github.com/musehub/posthorn/sqlite"
+)
+
+type daemonConfig struct {
+	listen   string
+	data     string // the folder
+	token    string // empty: the data folder's
+	logger   *slog.Logger
+	posthorn posthorn.Config
+}
+
+// daemon is a running server: store, dispatcher and REST API.
+type daemon struct {
+	url    string
+	token  string
+	failed chan error // gets an error if the REST API can't be served any more
+
+	store      *sqlite.Store
+	dispatcher *posthorn.Dispatcher
+	http       *http.Server
+	release    context.CancelFunc // ends the requests that wait for deliveries
+}
+
+// startDaemon starts everything, in the order in which each thing needs the one before.
+func startDaemon(ctx context.Context, cfg daemonConfig) (_ *daemon, err error) {
+	data, err := filepath.Abs(cfg.data)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(data, 0o700); err != nil {
+		return nil, fmt.Errorf("make the data folder: %w", err)
+	}
+	path := filepath.Join(data, "posthorn.db")
+	d := &daemon{token: cfg.token, failed: make(chan error, 1)}
+	if d.store, err = sqlite.Open(ctx, path); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			d.store.Close()
+		}
+	}()
+	cfg.logger.Info("opened database", "file", path)
+	if d.token == "" {
+		if d.token, err = adminToken(data, cfg.logger); err != nil {
+			return nil, err
+		}
+	}
+	if d.dispatcher, err = posthorn.New(d.store, cfg.posthorn); err != nil {
+		return nil, err
+	}
+	if len(cfg.posthorn.SecretKeys) == 0 {
+		cfg.logger.Info("signing secrets are encrypted with the key file: keep it with the backups", "file", path+".key")
+	}
+	api, err := httpapi.New(d.dispatcher, httpapi.Config{Token: d.token, Logger: cfg.logger, Version: buildVersion()})
+	if err != nil {
+		return nil, err
+	}
+	// Listening comes before starting, which may take over work: an address in use shows before that.
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", cfg.listen)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.dispatcher.Start(ctx); err != nil {
+		listener.Close()
+		return nil, err
+	}
+
+	var waiting context.Context
+	waiting, d.release = context.WithCancel(context.Background())
+	d.http = &http.Server{
+		Handler:           unhurried(waiting, api),
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       time.Minute,
+		WriteTimeout:      2 * time.Minute,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(cfg.logger.Handler(), slog.LevelWarn),
+	}
+	go func() {
+		if err := d.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			d.failed <- fmt.Errorf("serve the REST API: %w", err)
+		}
+	}()
+	d.url = "http://" + reachable(listener.Addr())
+	cfg.logger.Info("listening", "listen", listener.Addr().String(), "url", d.url, "version", buildVersion())
+	return d, nil
+}
+
+// stop stops taking events, lets what is under way finish until ctx ends, and closes everything. Until the deliveries
+// have finished the REST API still answers, and says that it isn't ready.
+func (d *daemon) stop(ctx context.Context) error {
+	d.release()
+	err := d.dispatcher.Stop(ctx)
+	if e := d.http.Shutdown(ctx); e != nil {
+		err = errors.Join(err, fmt.Errorf("requests to the REST API were cut off: %w", e), d.http.Close())
+	}
+	return errors.Join(err, d.store.Close())
+}
+
+// unhurried lets requests for a redelivery wait for the end of its run, which can take longer than the time limits of
+// other requests. They wait no longer than until ctx ends.
+func unhurried(ctx context.Context, next http.Handler) http.Handler {
+	const maxBody = 64 << 10
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodPost || !strings.HasSuffix(r.URL.Path, "/redeliver") {
+			next.ServeHTTP(w, r)
+			return
+		}
+		// The body is read within the time limit for reading. After that the limit goes: when it passes, net/http would
+		// take the client for gone.
+		waiting, cancel := context.WithCancel(r.Context())
+		defer cancel()
+		defer context.AfterFunc(ctx, cancel)()
+		r = r.WithContext(waiting)
+		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		if body, err := io.ReadAll(r.Body); err == nil { // else next gets the error too
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			control := http.NewResponseController(w)
+			_ = control.SetReadDeadline(time.Time{})
+			_ = control.SetWriteDeadline(time.Time{})
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// reachable returns host and port of a listener in a form that a client on this machine can dial.
+func reachable(addr net.Addr) string {
+	tcp, ok := addr.(*net.TCPAddr)
+	if !ok || !tcp.IP.IsUnspecified() {
+		return addr.String()
+	}
+	return fmt.Sprintf("localhost:%d", tcp.Port)
+}

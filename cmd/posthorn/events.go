@@ -1,0 +1,145 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+type dispatchCmd struct {
+	connection
+	repoFlag
+	Type    string `short:"t" env:"-" required:"" placeholder:"TYPE" help:"Type of the event: see posthorn event-types."`
+	ID      string `name:"id" env:"-" placeholder:"ID" help:"The event's ID. Dispatching the same one again sends nothing twice (default a new one)."`
+	Payload string `arg:"" optional:"" default:"{}" help:"The payload: JSON, @FILE, or - for standard input (default ${default})."`
+}
+
+// Help is what --help shows below the summary.
+func (*dispatchCmd) Help() string {
+	return `The payload becomes the body of the requests as it is, to the last byte.
+
+    posthorn dispatch --repo r1 --type push '{"repoId":"r1","branch":"main","commitCount":3}'
+    posthorn dispatch --repo r1 --type push @push.json
+    make-payload | posthorn dispatch --repo r1 --type push --id build-4711 -`
+}
+
+// Run dispatches the event.
+func (c *dispatchCmd) Run() error {
+	payload, err := c.read()
+	if err != nil {
+		return err
+	}
+	body, err := eventBody(c.Type, c.ID, payload)
+	if err != nil {
+		return err
+	}
+	return perform(c.connection, request{method: http.MethodPost, path: c.path("events"), body: body}, receipt.show)
+}
+
+func (c *dispatchCmd) read() ([]byte, error) {
+	if file, ok := strings.CutPrefix(c.Payload, "@"); ok {
+		return os.ReadFile(file)
+	}
+	if c.Payload == "-" {
+		return io.ReadAll(os.Stdin)
+	}
+	return []byte(c.Payload), nil
+}
+
+// eventBody returns the body of the request that dispatches an event. It is put together by hand because package json
+// would reformat the payload.
+func eventBody(eventType, id string, payload []byte) ([]byte, error) {
+	if !json.Valid(payload) {
+		return nil, errors.New("the payload is not valid JSON")
+	}
+	head, err := json.Marshal(struct {
+		EventType string `json:"eventType"`
+		EventID   string `json:"eventId,omitempty"`
+	}{eventType, id})
+	if err != nil {
+		return nil, err
+	}
+	return slices.Concat(bytes.TrimSuffix(head, []byte("}")), []byte(`,"payload":`), payload, []byte("}")), nil
+}
+
+type eventsCmd struct {
+	List listEventsCmd `cmd:"" help:"List the events of a repo, newest first."`
+	Get  getEventCmd   `cmd:"" help:"Show an event with its payload."`
+}
+
+// event is an event as the API gives it.
+type event struct {
+	EventID    string    `json:"eventId"`
+	RepoID     string    `json:"repoId"`
+	EventType  string    `json:"eventType"`
+	Payload    string    `json:"payload"`
+	Deliveries int       `json:"deliveries"`
+	CreatedAt  time.Time `json:"createdAt"`
+}
+
+type eventPage struct {
+	Events     []event `json:"events"`
+	NextCursor string  `json:"nextCursor"`
+}
+
+func (p eventPage) next() string { return p.NextCursor }
+
+type listEventsCmd struct {
+	connection
+	repoFlag
+	paging
+}
+
+// Run lists the events.
+func (c *listEventsCmd) Run() error {
+	return list(c.connection, c.paging, c.path("events"), url.Values{}, func(p eventPage) error {
+		var rows [][]string
+		for _, e := range p.Events {
+			rows = append(rows, []string{timestamp(e.CreatedAt), e.EventID, e.EventType, strconv.Itoa(e.Deliveries), abbreviate(e.Payload, 60)})
+		}
+		return table(os.Stdout, []string{"TIME", "EVENT", "TYPE", "WEBHOOKS", "PAYLOAD"}, rows)
+	})
+}
+
+type getEventCmd struct {
+	connection
+	repoFlag
+	Event string `arg:"" help:"The event's ID."`
+}
+
+// Run shows the event.
+func (c *getEventCmd) Run() error {
+	return perform(c.connection, request{method: http.MethodGet, path: c.path("events", c.Event)}, func(e event) error {
+		return details(
+			field{"event", e.EventID},
+			field{"repo", e.RepoID},
+			field{"type", e.EventType},
+			field{"accepted", timestamp(e.CreatedAt)},
+			field{"webhooks", strconv.Itoa(e.Deliveries)},
+			field{"payload", e.Payload},
+		)
+	})
+}
+
+type eventTypesCmd struct {
+	connection
+}
+
+// Run lists the event types of the server.
+func (c *eventTypesCmd) Run() error {
+	return perform(c.connection, request{method: http.MethodGet, path: "/event-types"}, func(answer struct {
+		EventTypes []string `json:"eventTypes"`
+	}) error {
+		_, err := fmt.Println(strings.Join(answer.EventTypes, "\n"))
+		return err
+	})
+}

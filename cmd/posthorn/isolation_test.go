@@ -1,0 +1,308 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+const (
+	isolationHooks = 10 // of each kind
+	// isolationSlack is what two measurements may differ by besides the factor: the machine's scheduler gives out its time
+	// in slices of some milliseconds. A webhook that waits for a bad one waits for seconds.
+	isolationSlack = 5 * time.Millisecond
+	floodBacklog   = 4000
+)
+
+// Ten webhooks get their events as soon beside webhooks that hang, refuse, are slow or have a backlog as without them. The
+// phases alternate, so that what else the machine does hits all alike.
+func TestIsolation(t *testing.T) {
+	cycles, tries := 3, 3
+	if testing.Short() {
+		cycles, tries = 1, 5
+	}
+	i := newIsolation(t)
+	compare := i.bad
+	for try := 1; len(compare) > 0; try++ {
+		alone := make([]time.Duration, cycles)
+		beside := map[*badHooks][]time.Duration{}
+		for cycle := range cycles {
+			alone[cycle] = i.measure()
+			for _, bad := range compare {
+				bad.start()
+				beside[bad] = append(beside[bad], i.measure())
+				bad.stop()
+			}
+		}
+		var again []*badHooks
+		limit := 2*median(alone) + isolationSlack
+		t.Logf("p99 alone: %v", alone)
+		for _, bad := range compare {
+			t.Logf("p99 beside %s: %v", bad.name, beside[bad])
+			if p99 := median(beside[bad]); p99 <= limit {
+				continue
+			} else if try == tries {
+				t.Errorf("beside %s the p99 is %v, more than %v, in the last of %d comparisons", bad.name, p99, limit, tries)
+			} else {
+				again = append(again, bad)
+			}
+		}
+		compare = again
+	}
+	i.server.stop()
+}
+
+// isolation is the state of the test: a server, and the ten healthy webhooks.
+type isolation struct {
+	t       *testing.T
+	server  *server
+	healthy *httptest.Server
+	bad     []*badHooks
+
+	mu        sync.Mutex
+	sent      map[string]time.Time // by event
+	latencies []time.Duration
+	changed   chan struct{} // gets something when there are latencies
+	events    int
+}
+
+func newIsolation(t *testing.T) *isolation {
+	useBuilt(t)
+	i := &isolation{t: t, sent: map[string]time.Time{}, changed: make(chan struct{}, 1)}
+	i.healthy = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		at := time.Now()
+		_, _ = io.Copy(io.Discard, r.Body)
+		i.mu.Lock()
+		i.latencies = append(i.latencies, at.Sub(i.sent[r.Header.Get("webhook-id")]))
+		i.mu.Unlock()
+		ring(i.changed)
+	}))
+	t.Cleanup(i.healthy.Close)
+	// Room for all that 10 webhooks may have in flight, and not for much more.
+	i.server = startContract(t, "--data", memoryFolder(t), "--max-in-flight", "256")
+	for n := range isolationHooks {
+		i.subscribe("r", fmt.Sprintf("%s/%d", i.healthy.URL, n))
+	}
+
+	hanging := newBadReceiver(t, func(open <-chan struct{}) { <-open })
+	slow := newBadReceiver(t, func(open <-chan struct{}) { wait(time.Second, open) })
+	flooded := newBadReceiver(t, func(open <-chan struct{}) { wait(200*time.Millisecond, open) })
+	i.bad = []*badHooks{
+		{name: "hanging ones", receiver: hanging, paths: i.subscribeBad("r", hanging.URL, isolationHooks)},
+		{name: "refusing ones", paths: i.subscribeBad("r", "http://"+closedAddr(t), isolationHooks)},
+		{name: "slow ones", receiver: slow, paths: i.subscribeBad("r", slow.URL, isolationHooks)},
+		{name: "one with a backlog", receiver: flooded, paths: i.subscribeBad("flood", flooded.URL, 1), backlog: true},
+	}
+	for _, bad := range i.bad {
+		bad.isolation = i
+		bad.stop()
+	}
+	i.bad[3].flood()
+	// Those that hang and those that are slow answered well before, so that each of them may have many requests in flight.
+	for _, bad := range i.bad {
+		if bad.receiver != nil && !bad.backlog {
+			bad.activate(true)
+		}
+	}
+	i.measure()
+	for _, bad := range i.bad {
+		bad.stop()
+	}
+	return i
+}
+
+// subscribe makes a webhook and returns its path.
+func (i *isolation) subscribe(repo, url string) string {
+	c := in(i.t, i.server).inRepo(repo)
+	return c.path("/webhooks/" + c.hook(url, "push", ""))
+}
+
+func (i *isolation) subscribeBad(repo, url string, n int) (paths []string) {
+	for k := range n {
+		paths = append(paths, i.subscribe(repo, fmt.Sprintf("%s/%d", url, k)))
+	}
+	return paths
+}
+
+// measure dispatches events at a steady pace and returns the 99th percentile of the time from dispatch to receipt.
+func (i *isolation) measure() time.Duration {
+	const events, every = 120, 25 * time.Millisecond
+	i.mu.Lock()
+	i.latencies = nil
+	i.mu.Unlock()
+	var posts sync.WaitGroup
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for range events {
+		<-tick.C
+		i.events++
+		id := fmt.Sprint("e", i.events)
+		posts.Go(func() {
+			i.mu.Lock()
+			i.sent[id] = time.Now()
+			i.mu.Unlock()
+			answer, err := i.server.send(i.t.Context(), "POST", "/api/v1/repos/r/events", strings.NewReader(eventJSON("push", id, `{}`)))
+			if err != nil || answer.Status != http.StatusAccepted {
+				i.t.Errorf("event %s: %d %s, %v", id, answer.Status, answer.Body, err)
+			}
+		})
+	}
+	posts.Wait()
+	for timeout := time.After(patience); ; {
+		i.mu.Lock()
+		sorted := slices.Sorted(slices.Values(i.latencies))
+		i.mu.Unlock()
+		if len(sorted) >= events*isolationHooks {
+			return sorted[len(sorted)*99/100].Round(10 * time.Microsecond)
+		}
+		select {
+		case <-i.changed:
+		case <-timeout:
+			i.t.Fatalf("%d of %d deliveries arrived at the healthy webhooks within %v", len(sorted), events*isolationHooks, patience)
+		}
+	}
+}
+
+// badHooks are webhooks of one kind.
+type badHooks struct {
+	*isolation
+	name     string
+	paths    []string
+	receiver *badReceiver // nil: nobody listens there
+	backlog  bool         // it has thousands of events to get
+}
+
+// start makes them bad and active.
+func (b *badHooks) start() {
+	if b.receiver != nil {
+		b.receiver.misbehave(true)
+	}
+	b.activate(true)
+	if b.receiver != nil {
+		eventually(b.t, func() string {
+			if b.backlog && b.receiver.inFlight.Load() < 2 {
+				return "the backlog is not being delivered"
+			}
+			return ""
+		})
+	}
+}
+
+// stop makes them inactive and waits until no request is under way.
+func (b *badHooks) stop() {
+	b.activate(false)
+	if b.receiver == nil {
+		return
+	}
+	if b.backlog && b.receiver.inFlight.Load() == 0 && b.receiver.misbehaving() {
+		b.t.Error("the backlog ended while it was needed: make floodBacklog greater")
+	}
+	b.receiver.misbehave(false)
+	eventually(b.t, func() string {
+		if n := b.receiver.inFlight.Load(); n > 0 {
+			return fmt.Sprintf("%d requests are in flight to inactive webhooks, %s", n, b.name)
+		}
+		return ""
+	})
+}
+
+func (b *badHooks) activate(active bool) {
+	for _, path := range b.paths {
+		b.server.call("PATCH", path, fmt.Sprintf(`{"active":%t}`, active), http.StatusOK)
+	}
+}
+
+// flood gives the webhook a backlog, with the first of its requests hanging.
+func (b *badHooks) flood() {
+	b.receiver.misbehave(true)
+	b.activate(true)
+	var publishers sync.WaitGroup
+	var left atomic.Int64
+	left.Store(floodBacklog)
+	for range 16 {
+		publishers.Go(func() {
+			for left.Add(-1) >= 0 {
+				answer, err := b.server.send(b.t.Context(), "POST", "/api/v1/repos/flood/events", strings.NewReader(eventJSON("push", "", `{}`)))
+				if err != nil || answer.Status != http.StatusAccepted {
+					b.t.Errorf("an event of the flood: %d %s, %v", answer.Status, answer.Body, err)
+					return
+				}
+			}
+		})
+	}
+	publishers.Wait()
+	b.stop()
+}
+
+// badReceiver answers well, or badly.
+type badReceiver struct {
+	*httptest.Server
+	inFlight atomic.Int64
+	mu       sync.Mutex
+	open     chan struct{} // closed: it answers well
+}
+
+func newBadReceiver(t *testing.T, badly func(open <-chan struct{})) *badReceiver {
+	r := &badReceiver{open: make(chan struct{})}
+	close(r.open)
+	r.Server = httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) {
+		r.inFlight.Add(1)
+		defer r.inFlight.Add(-1)
+		_, _ = io.Copy(io.Discard, req.Body)
+		r.mu.Lock()
+		open := r.open
+		r.mu.Unlock()
+		badly(open)
+	}))
+	t.Cleanup(func() {
+		r.misbehave(false)
+		r.Close()
+	})
+	return r
+}
+
+func (r *badReceiver) misbehaving() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	select {
+	case <-r.open:
+		return false
+	default:
+		return true
+	}
+}
+
+func (r *badReceiver) misbehave(badly bool) {
+	if r.misbehaving() == badly {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if badly {
+		r.open = make(chan struct{})
+	} else {
+		close(r.open)
+	}
+}
+
+// wait waits for a time, or until the channel is closed.
+func wait(d time.Duration, open <-chan struct{}) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-open:
+	}
+}
+
+func median(d []time.Duration) time.Duration {
+	sorted := slices.Sorted(slices.Values(d))
+	return sorted[len(sorted)/2]
+}

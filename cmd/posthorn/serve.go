@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"golang.org/x/term"
+
+	"github.com/musehub/posthorn"
+	"github.com/musehub/posthorn/internal/sender"
+)
+
+type serveCmd struct {
+	Listen          string        `group:"server" default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where the REST API listens (default ${default}). Port 0 takes a free one."`
+	Data            string        `group:"server" default:"./posthorn-data" placeholder:"DIR" help:"Folder of the database, its key file and the admin token (default ${default}). It is made when it isn't there."`
+	AdminToken      string        `group:"server" placeholder:"TOKEN" help:"Bearer token that the REST API asks for. Without it, the one in the file admin-token of the data folder counts, which the first start makes."`
+	ShutdownTimeout time.Duration `group:"server" default:"30s" placeholder:"DURATION" help:"How long what is under way may take to finish after SIGTERM (default ${default})."`
+	LogFormat       string        `group:"server" default:"auto" enum:"auto,text,json" placeholder:"FORMAT" help:"Format of the log on stderr: text, json or auto, which is text on a terminal and JSON elsewhere (default ${default})."`
+	LogLevel        slog.Level    `group:"server" default:"info" placeholder:"LEVEL" help:"Least level that is logged: debug, info, warn or error (default ${default})."`
+
+	AllowTarget []string      `group:"deliveries" placeholder:"CIDR[:PORT]" help:"Network or address that deliveries may go to although it isn't public, such as 10.0.0.0/8 or 127.0.0.1:9000. Can be repeated."`
+	EventTypes  []string      `group:"deliveries" placeholder:"TYPE,…" help:"Event types that may be dispatched and subscribed to (default ${event_types})."`
+	RetryPolicy string        `group:"deliveries" default:"musehub" placeholder:"NAME" help:"When a failing delivery is attempted again: musehub (3 attempts within seconds), standard (10 over three days) or none (default ${default})."`
+	Timeout     time.Duration `group:"deliveries" default:"10s" placeholder:"DURATION" help:"How long one attempt may take, from the DNS look-up to the last byte of the response (default ${default})."`
+	Brand       string        `group:"deliveries" default:"MuseHub" placeholder:"NAME" help:"Middle of the header names X-MuseHub-Event, X-MuseHub-Delivery and X-MuseHub-Signature (default ${default})."`
+	UserAgent   string        `group:"deliveries" default:"MuseHub-Webhook/1.0" placeholder:"TEXT" help:"User-Agent header of the requests (default ${default})."`
+
+	Retention             time.Duration `group:"limits" default:"720h" placeholder:"DURATION" help:"How long events and deliveries are kept (default ${default})."`
+	MaxPayload            byteSize      `group:"limits" default:"1MiB" placeholder:"SIZE" help:"Size that an event's payload may have, at most 25MiB (default ${default})."`
+	MaxInFlight           int           `group:"limits" default:"1024" placeholder:"N" help:"Requests that may be under way at once (default ${default})."`
+	MaxInFlightPerWebhook int           `group:"limits" default:"16" placeholder:"N" help:"How many of them may be to one webhook (default ${default})."`
+}
+
+// Help is what --help shows below the summary.
+func (*serveCmd) Help() string {
+	return `The first start makes what it needs in the data folder and says where: the database, the key that encrypts the
+signing secrets in it, and the admin token that clients send as "Authorization: Bearer …". Keep the key with your
+backups: without it the secrets are lost.
+
+    posthorn serve
+    posthorn serve --allow-target 127.0.0.1:9000       # for trying out: see posthorn listen
+    POSTHORN_LISTEN=0.0.0.0:8080 POSTHORN_DATA=/var/lib/posthorn posthorn serve
+
+Deliveries to private, loopback and otherwise special addresses are refused unless --allow-target names them.
+
+To keep the encryption keys elsewhere, pass them in the environment variable POSTHORN_SECRET_KEYS, separated by commas:
+the first encrypts, all decrypt. MUSE_WEBHOOK_SECRET_KEY is taken too, when the other isn't set. A key has no flag, since
+ps would show it; for the same reason, better give the admin token as POSTHORN_ADMIN_TOKEN.
+
+SIGTERM or Ctrl-C stops the server: it takes no more events, lets the deliveries under way finish, and leaves the rest in
+the database for the next start. A second one ends it at once; nothing is lost then either.
+
+Unless GOGC and GOMEMLIMIT say otherwise, the garbage collector runs seldom below 256 MiB of memory, and often above.`
+}
+
+// Validate refuses what can be known to be wrong before anything is made on the disk.
+func (c *serveCmd) Validate() error {
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		return fmt.Errorf("--listen %q is not an address such as 127.0.0.1:8080", c.Listen)
+	}
+	for _, s := range c.AllowTarget {
+		if _, err := sender.ParseTarget(s); err != nil {
+			return fmt.Errorf("--allow-target: %w", err)
+		}
+	}
+	if _, err := posthorn.RetryPolicyByName(c.RetryPolicy); err != nil {
+		return fmt.Errorf("--retry-policy: %w", err)
+	}
+	if c.MaxPayload < 1 || c.MaxPayload > posthorn.MaxPayloadLimit {
+		return fmt.Errorf("--max-payload: %d bytes: it is between 1 byte and 25MiB", c.MaxPayload)
+	}
+	for flag, n := range map[string]int64{
+		"timeout": int64(c.Timeout), "retention": int64(c.Retention), "shutdown-timeout": int64(c.ShutdownTimeout),
+		"max-in-flight": int64(c.MaxInFlight), "max-in-flight-per-webhook": int64(c.MaxInFlightPerWebhook),
+	} {
+		if n <= 0 {
+			return fmt.Errorf("--%s must be more than zero", flag)
+		}
+	}
+	return checkToken(c.AdminToken)
+}
+
+// Run serves until a signal comes.
+func (c *serveCmd) Run() error {
+	limitMemory()
+	logger := c.logger()
+	slog.SetDefault(logger)
+	policy, err := posthorn.RetryPolicyByName(c.RetryPolicy)
+	if err != nil {
+		return err
+	}
+	ctx, stop := untilSignal()
+	defer stop()
+
+	d, err := startDaemon(ctx, daemonConfig{
+		listen: c.Listen,
+		data:   c.Data,
+		token:  c.AdminToken,
+		logger: logger,
+		posthorn: posthorn.Config{
+			SecretKeys:            secretKeys(),
+			EventTypes:            c.EventTypes,
+			RetryPolicy:           &policy,
+			Timeout:               c.Timeout,
+			AllowTargets:          c.AllowTarget,
+			MaxPayload:            int(c.MaxPayload),
+			MaxInFlight:           c.MaxInFlight,
+			MaxInFlightPerWebhook: c.MaxInFlightPerWebhook,
+			Retention:             c.Retention,
+			Brand:                 c.Brand,
+			UserAgent:             c.UserAgent,
+			Logger:                logger,
+		},
+	})
+	if err != nil {
+		return err
+	}
+
+	var failed error
+	select {
+	case <-ctx.Done():
+		logger.Info("stopping", "timeout", c.ShutdownTimeout.String())
+	case failed = <-d.failed:
+	}
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.ShutdownTimeout)
+	defer cancel()
+	if err := errors.Join(failed, d.stop(drain)); err != nil {
+		return err
+	}
+	logger.Info("stopped")
+	return nil
+}
+
+func (c *serveCmd) logger() *slog.Logger {
+	options := &slog.HandlerOptions{Level: c.LogLevel}
+	if c.LogFormat == "text" || c.LogFormat == "auto" && term.IsTerminal(int(os.Stderr.Fd())) {
+		return slog.New(slog.NewTextHandler(os.Stderr, options))
+	}
+	return slog.New(slog.NewJSONHandler(os.Stderr, options))
+}
+
+// secretKeys returns the keys of the environment, or none.
+func secretKeys() []string {
+	if s := os.Getenv("POSTHORN_SECRET_KEYS"); s != "" {
+		keys := strings.Split(s, ",")
+		for i, key := range keys {
+			keys[i] = strings.TrimSpace(key)
+		}
+		return keys
+	}
+	if s := os.Getenv("MUSE_WEBHOOK_SECRET_KEY"); s != "" {
+		return []string{s}
+	}
+	return nil
+}
+
+// limitMemory trades memory that a small process doesn't need to save for less work of the garbage collector.
+func limitMemory() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(400)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(256 << 20)
+	}
+}

@@ -1,0 +1,259 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/musehub/posthorn/signature"
+)
+
+type webhooksCmd struct {
+	Create createWebhookCmd `cmd:"" help:"Subscribe a URL to events of a repo."`
+	List   listWebhooksCmd  `cmd:"" help:"List the webhooks of a repo."`
+	Get    getWebhookCmd    `cmd:"" help:"Show a webhook."`
+	Update updateWebhookCmd `cmd:"" help:"Change a webhook."`
+	Delete deleteWebhookCmd `cmd:"" help:"Delete a webhook, with what is queued for it and its delivery log."`
+	Ping   pingWebhookCmd   `cmd:"" help:"Send a webhook an event of type ping."`
+}
+
+// webhook is a webhook as the API gives it.
+type webhook struct {
+	WebhookID   string    `json:"webhookId"`
+	RepoID      string    `json:"repoId"`
+	URL         string    `json:"url"`
+	Events      []string  `json:"events"`
+	Active      bool      `json:"active"`
+	Description string    `json:"description"`
+	HasSecret   bool      `json:"hasSecret"`
+	CreatedAt   time.Time `json:"createdAt"`
+	UpdatedAt   time.Time `json:"updatedAt"`
+}
+
+func (w webhook) show() error {
+	return details(
+		field{"webhook", w.WebhookID},
+		field{"repo", w.RepoID},
+		field{"url", w.URL},
+		field{"events", strings.Join(w.Events, ",")},
+		field{"active", yesNo(w.Active)},
+		field{"signed", yesNo(w.HasSecret)},
+		field{"description", w.Description},
+		field{"created", timestamp(w.CreatedAt)},
+		field{"updated", timestamp(w.UpdatedAt)},
+	)
+}
+
+type webhookPage struct {
+	Webhooks   []webhook `json:"webhooks"`
+	NextCursor string    `json:"nextCursor"`
+}
+
+func (p webhookPage) next() string { return p.NextCursor }
+
+// webhookArg is the argument of the commands that work on one webhook.
+type webhookArg struct {
+	Webhook string `arg:"" help:"The webhook's ID, as webhooks list shows it."`
+}
+
+type createWebhookCmd struct {
+	connection
+	repoFlag
+	URL            string   `name:"url" env:"-" required:"" placeholder:"URL" help:"Where the events are POSTed to."`
+	Event          []string `short:"e" env:"-" required:"" placeholder:"TYPE" help:"Event type to subscribe to, or '*' for all. Can be repeated."`
+	Secret         string   `xor:"secret" placeholder:"SECRET" help:"Secret that signs the deliveries. Without one they are not signed."`
+	GenerateSecret bool     `xor:"secret" env:"-" help:"Make a good secret and print it, this once."`
+	Description    string   `env:"-" placeholder:"TEXT" help:"What the webhook is for."`
+}
+
+// Help is what --help shows below the summary.
+func (*createWebhookCmd) Help() string {
+	return `From now on, events of these types are delivered there. Past ones are not.
+
+    posthorn webhooks create --repo r1 --url https://example.com/hook -e push -e issue --generate-secret
+    POSTHORN_SECRET=… posthorn webhooks create --repo r1 --url https://example.com/hook -e '*'
+
+Better give a secret as POSTHORN_SECRET: on the command line it shows in the list of processes. What a receiver does with
+it shows posthorn verify.`
+}
+
+// Run creates the webhook.
+func (c *createWebhookCmd) Run() error {
+	body := struct {
+		URL         string   `json:"url"`
+		Events      []string `json:"events"`
+		Secret      string   `json:"secret,omitempty"`
+		Description string   `json:"description,omitempty"`
+	}{c.URL, c.Event, c.Secret, c.Description}
+	if c.GenerateSecret {
+		body.Secret = signature.GenerateSecret()
+	}
+	api, err := c.connect()
+	if err != nil {
+		return err
+	}
+	answer, err := api.call(context.Background(), request{method: http.MethodPost, path: c.path("webhooks"), body: body})
+	if err != nil {
+		return err
+	}
+	if c.GenerateSecret { // the API shows no secrets
+		answer = bytes.Replace(answer, []byte("{"), fmt.Appendf(nil, `{"secret":%q,`, body.Secret), 1)
+	}
+	return c.print(answer, func() error {
+		if err := decode(answer, webhook.show); err != nil || !c.GenerateSecret {
+			return err
+		}
+		if err := details(field{"secret", body.Secret}); err != nil {
+			return err
+		}
+		_, err := fmt.Fprintln(os.Stderr, "Give the secret to the receiver now: it can't be shown again.")
+		return err
+	})
+}
+
+type listWebhooksCmd struct {
+	connection
+	repoFlag
+	paging
+}
+
+// Run lists the webhooks, oldest first.
+func (c *listWebhooksCmd) Run() error {
+	return list(c.connection, c.paging, c.path("webhooks"), url.Values{}, func(p webhookPage) error {
+		var rows [][]string
+		for _, w := range p.Webhooks {
+			rows = append(rows, []string{w.WebhookID, yesNo(w.Active), yesNo(w.HasSecret), strings.Join(w.Events, ","), w.URL, w.Description})
+		}
+		return table(os.Stdout, []string{"WEBHOOK", "ACTIVE", "SIGNED", "EVENTS", "URL", "DESCRIPTION"}, rows)
+	})
+}
+
+type getWebhookCmd struct {
+	connection
+	repoFlag
+	webhookArg
+}
+
+// Run shows the webhook.
+func (c *getWebhookCmd) Run() error {
+	return perform(c.connection, request{method: http.MethodGet, path: c.path("webhooks", c.Webhook)}, webhook.show)
+}
+
+type updateWebhookCmd struct {
+	connection
+	repoFlag
+	webhookArg
+	URL           *string        `name:"url" env:"-" placeholder:"URL" help:"Where the events are POSTed to from now on, what is queued included."`
+	Event         []string       `short:"e" env:"-" placeholder:"TYPE" help:"Event type to subscribe to instead of the former ones, or '*' for all. Can be repeated."`
+	Activate      bool           `xor:"active" env:"-" help:"Deliver again."`
+	Deactivate    bool           `xor:"active" env:"-" help:"Deliver no more. What is queued waits until the webhook is active again."`
+	Secret        *string        `env:"POSTHORN_NEW_SECRET" placeholder:"SECRET" help:"Secret that signs the deliveries from now on. The empty string: sign no more."`
+	SecretOverlap *time.Duration `env:"-" placeholder:"DURATION" help:"How long the former secret goes on signing beside the new one (default 24h)."`
+	Description   *string        `env:"-" placeholder:"TEXT" help:"What the webhook is for."`
+}
+
+// Help is what --help shows below the summary.
+func (*updateWebhookCmd) Help() string {
+	return `What isn't given stays as it is.
+
+    posthorn webhooks update --repo r1 WEBHOOK --deactivate
+    posthorn webhooks update --repo r1 WEBHOOK --event push --event release
+    POSTHORN_NEW_SECRET=… posthorn webhooks update --repo r1 WEBHOOK --secret-overlap 72h
+
+While both secrets sign, receivers can change from the one to the other without refusing a delivery.`
+}
+
+// body is the patch, with the fields that were given.
+func (c *updateWebhookCmd) body() map[string]any {
+	body := map[string]any{}
+	if c.URL != nil {
+		body["url"] = *c.URL
+	}
+	if c.Event != nil {
+		body["events"] = c.Event
+	}
+	if c.Activate || c.Deactivate {
+		body["active"] = c.Activate
+	}
+	if c.Secret != nil {
+		body["secret"] = *c.Secret
+	}
+	if c.SecretOverlap != nil {
+		body["secretOverlap"] = int64(c.SecretOverlap.Seconds())
+	}
+	if c.Description != nil {
+		body["description"] = *c.Description
+	}
+	return body
+}
+
+// Validate refuses a command that would change nothing.
+func (c *updateWebhookCmd) Validate() error {
+	if len(c.body()) == 0 {
+		return errors.New("nothing to change was given")
+	}
+	if c.SecretOverlap != nil && c.Secret == nil {
+		return errors.New("--secret-overlap goes with --secret")
+	}
+	return nil
+}
+
+// Run changes the webhook.
+func (c *updateWebhookCmd) Run() error {
+	return perform(c.connection, request{method: http.MethodPatch, path: c.path("webhooks", c.Webhook), body: c.body()}, webhook.show)
+}
+
+type deleteWebhookCmd struct {
+	connection
+	repoFlag
+	webhookArg
+}
+
+// Run deletes the webhook.
+func (c *deleteWebhookCmd) Run() error {
+	api, err := c.connect()
+	if err != nil {
+		return err
+	}
+	answer, err := api.call(context.Background(), request{method: http.MethodDelete, path: c.path("webhooks", c.Webhook)})
+	if err != nil {
+		return err
+	}
+	return c.print(answer, func() error {
+		_, err := fmt.Println("deleted", printable(c.Webhook))
+		return err
+	})
+}
+
+type pingWebhookCmd struct {
+	connection
+	repoFlag
+	webhookArg
+}
+
+// Help is what --help shows below the summary.
+func (*pingWebhookCmd) Help() string {
+	return `The ping is delivered and retried like any event. What came of it is in the log: posthorn deliveries list.`
+}
+
+// Run sends the ping.
+func (c *pingWebhookCmd) Run() error {
+	return perform(c.connection, request{method: http.MethodPost, path: c.path("webhooks", c.Webhook, "ping")}, receipt.show)
+}
+
+// receipt is the API's answer to an event.
+type receipt struct {
+	EventID    string `json:"eventId"`
+	Deliveries int    `json:"deliveries"`
+}
+
+func (r receipt) show() error {
+	return details(field{"event", r.EventID}, field{"deliveries", strconv.Itoa(r.Deliveries)})
+}
