@@ -1,0 +1,270 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/musehub/posthorn"
+)
+
+// deliveryJSON is a delivery as the API shows it. Request, Response and Timings are there where it stands alone.
+type deliveryJSON struct {
+	DeliveryID     string        `json:"deliveryId"`
+	WebhookID      string        `json:"webhookId"`
+	EventID        string        `json:"eventId"`
+	EventType      string        `json:"eventType"`
+	Payload        *string       `json:"payload" doc:"The exact bytes of the request's body; null once they are pruned"`
+	Attempt        int           `json:"attempt" doc:"1 for the first of its run"`
+	Trigger        string        `json:"trigger" enum:"automatic,redelivery,ping" doc:"Why it was made"`
+	Success        bool          `json:"success" doc:"Whether the response's status was a 2xx"`
+	ResponseStatus int           `json:"responseStatus" doc:"0 when no response was received"`
+	ResponseBody   string        `json:"responseBody" doc:"The first 512 characters, or what went wrong: timeout: …, request error: …, SSRF blocked: …"`
+	DeliveredAt    string        `json:"deliveredAt" format:"date-time"`
+	NextAttemptAt  *string       `json:"nextAttemptAt" format:"date-time" doc:"null when this was the last attempt of its run"`
+	URL            string        `json:"url"`
+	DurationMS     float64       `json:"durationMs" doc:"How long it took, in milliseconds"`
+	Request        *requestJSON  `json:"request,omitempty" doc:"Not in listings"`
+	Response       *responseJSON `json:"response,omitempty" doc:"Not in listings"`
+	Timings        *timingsJSON  `json:"timings,omitempty" doc:"Not in listings"`
+}
+
+// requestJSON is what was sent besides the payload.
+type requestJSON struct {
+	URL     string      `json:"url"`
+	Headers headersJSON `json:"headers" doc:"As they were sent, with signatures masked"`
+}
+
+// responseJSON is what was received besides the body.
+type responseJSON struct {
+	Headers headersJSON `json:"headers" doc:"As they were received, with secrets masked; empty when there was no response"`
+}
+
+// timingsJSON says where an attempt's time went, in milliseconds.
+type timingsJSON struct {
+	DNSMS       float64 `json:"dnsMs"`
+	ConnectMS   float64 `json:"connectMs"`
+	TLSMS       float64 `json:"tlsMs"`
+	FirstByteMS float64 `json:"firstByteMs" doc:"From having a connection to the first byte of the response"`
+	TotalMS     float64 `json:"totalMs"`
+	Reused      bool    `json:"reused" doc:"The connection was kept from an earlier request"`
+}
+
+// headersJSON are the headers of a request or a response. An object by name, each with a list of values.
+type headersJSON http.Header
+
+// Schema describes them to huma.
+func (headersJSON) Schema(huma.Registry) *huma.Schema {
+	values := &huma.Schema{Type: huma.TypeArray, Items: &huma.Schema{Type: huma.TypeString}}
+	return &huma.Schema{Type: huma.TypeObject, AdditionalProperties: values}
+}
+
+// deliveryListJSON is a page of deliveries.
+type deliveryListJSON struct {
+	Deliveries  []deliveryJSON `json:"deliveries" nullable:"false"`
+	Total       int64          `json:"total" doc:"How many there are in all that match the filters"`
+	TotalCapped bool           `json:"totalCapped,omitempty" doc:"total counts only what the newest rows hold"`
+	NextCursor  *string        `json:"nextCursor" doc:"The cursor of the next page; null on the last one"`
+}
+
+// redeliveryJSON is the answer to a redelivery. What comes of it is missing while it isn't known yet.
+type redeliveryJSON struct {
+	OriginalDeliveryID string  `json:"originalDeliveryId"`
+	DeliveryID         string  `json:"deliveryId" doc:"Of the last attempt; while the run is not at its end, of the first"`
+	WebhookID          string  `json:"webhookId"`
+	EventType          string  `json:"eventType"`
+	Success            *bool   `json:"success,omitempty"`
+	ResponseStatus     *int    `json:"responseStatus,omitempty"`
+	ResponseBody       *string `json:"responseBody,omitempty"`
+}
+
+type listDeliveriesInput struct {
+	RepoID    string `path:"repoId"`
+	WebhookID string `path:"webhookId"`
+	Success   string `query:"success" enum:"true,false" doc:"Only those that succeeded, or failed"`
+	EventType string `query:"eventType" doc:"Only those of events of this type"`
+	EventID   string `query:"eventId" doc:"Only those of this event"`
+	Since     string `query:"since" format:"date-time" doc:"Only those made at this time or later"`
+	Until     string `query:"until" format:"date-time" doc:"Only those made before this time"`
+	Limit     int    `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"A page may hold fewer and not be the last"`
+	Cursor    string `query:"cursor" doc:"The nextCursor of the page before, which had the same filters"`
+}
+
+type deliveryInput struct {
+	RepoID     string `path:"repoId"`
+	WebhookID  string `path:"webhookId"`
+	DeliveryID string `path:"deliveryId"`
+}
+
+type redeliverInput struct {
+	RepoID     string `path:"repoId"`
+	WebhookID  string `path:"webhookId"`
+	DeliveryID string `path:"deliveryId"`
+	Prefer     string `header:"Prefer" doc:"respond-async: answer 202 at once" example:"respond-async"`
+}
+
+type redeliverOutput struct {
+	Status            int
+	PreferenceApplied string `header:"Preference-Applied"`
+	Body              redeliveryJSON
+}
+
+func (s *server) registerDeliveries() {
+	tags := []string{"deliveries"}
+	const deliveries = "/repos/{repoId}/webhooks/{webhookId}/deliveries"
+	operation(s, huma.Operation{
+		OperationID: "listDeliveries", Method: http.MethodGet, Path: deliveries, Tags: tags,
+		Summary: "List deliveries", Description: "The newest first.",
+	}, webhooksRead, s.listDeliveries)
+	operation(s, huma.Operation{
+		OperationID: "getDelivery", Method: http.MethodGet, Path: deliveries + "/{deliveryId}", Tags: tags,
+		Summary:     "Get a delivery",
+		Description: "With the headers of request and response, in which signatures and secrets are masked, and the timings.",
+	}, webhooksRead, s.getDelivery)
+	operation(s, huma.Operation{
+		OperationID: "redeliver", Method: http.MethodPost, Path: deliveries + "/{deliveryId}/redeliver", Tags: tags,
+		Summary: "Send a delivery's event again",
+		Description: "Starts a new run of attempts, with the webhook's present URL and secret, also when it is inactive. The " +
+			"answer comes at the end of the run, or at once with Prefer: respond-async. The run doesn't depend on that: it " +
+			"goes on when the client hangs up and after a restart. Without a stored payload there is nothing to send: 422.",
+		Responses: map[string]*huma.Response{
+			"202": jsonResponse[redeliveryJSON](s, "The run is stored and will be made; success and response are not known yet"),
+		},
+	}, webhooksWrite, s.redeliver)
+}
+
+func (s *server) listDeliveries(ctx context.Context, in *listDeliveriesInput) (*output[deliveryListJSON], error) {
+	list := newListing("deliveries", in.RepoID, in.WebhookID, in.Success, in.EventType, in.EventID, in.Since, in.Until)
+	before, err := list.position(in.Cursor)
+	if err != nil {
+		return nil, err
+	}
+	query := posthorn.DeliveryQuery{
+		RepoID: in.RepoID, WebhookID: in.WebhookID, EventType: in.EventType, EventID: in.EventID,
+		Before: before, Limit: in.Limit,
+	}
+	if in.Success != "" {
+		success := in.Success == "true"
+		query.Success = &success
+	}
+	if query.Since, err = parseTime("since", in.Since); err != nil {
+		return nil, err
+	}
+	if query.Until, err = parseTime("until", in.Until); err != nil {
+		return nil, err
+	}
+	page, err := s.dispatcher.Deliveries(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	return &output[deliveryListJSON]{deliveryListJSON{
+		Deliveries: showAll(page.Items, showDelivery), Total: page.Total, TotalCapped: page.TotalCapped,
+		NextCursor: list.cursor(page.Next),
+	}}, nil
+}
+
+func parseTime(field, s string) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		return time.Time{}, invalid(field, "it is not a time in RFC 3339, such as 2026-01-02T03:04:05Z")
+	}
+	return t, nil
+}
+
+func (s *server) getDelivery(ctx context.Context, in *deliveryInput) (*output[deliveryJSON], error) {
+	delivery, err := s.dispatcher.Delivery(ctx, in.RepoID, in.WebhookID, in.DeliveryID)
+	if err != nil {
+		return nil, err
+	}
+	shown := showDelivery(&delivery)
+	shown.Request = &requestJSON{delivery.Exchange.URL, headersJSON(s.dispatcher.RequestHeader(delivery))}
+	shown.Response = &responseJSON{maskHeader(delivery.Exchange.Header)}
+	shown.Timings = showTimings(delivery.Exchange.Timings)
+	return &output[deliveryJSON]{shown}, nil
+}
+
+func (s *server) redeliver(ctx context.Context, in *redeliverInput) (*redeliverOutput, error) {
+	run, err := s.dispatcher.Redeliver(ctx, in.RepoID, in.WebhookID, in.DeliveryID)
+	if err != nil {
+		return nil, err
+	}
+	shown := redeliveryJSON{
+		OriginalDeliveryID: in.DeliveryID, DeliveryID: run.DeliveryID, WebhookID: in.WebhookID, EventType: run.EventType,
+	}
+	if prefersAsync(in.Prefer) {
+		return &redeliverOutput{http.StatusAccepted, "respond-async", shown}, nil
+	}
+	last, err := run.Wait(ctx)
+	if err != nil { // the client hung up, or Posthorn stops
+		return nil, posthorn.Errorf(posthorn.CodeUnavailable, "the redelivery has no end yet, but it is stored and goes on, "+
+			"after the restart if Posthorn is stopping, until the webhook is deleted; its first delivery is %s", run.DeliveryID)
+	}
+	shown.DeliveryID = last.ID
+	shown.Success, shown.ResponseStatus, shown.ResponseBody = &last.Success, &last.ResponseStatus, &last.ResponseBody
+	return &redeliverOutput{http.StatusOK, "", shown}, nil
+}
+
+func showDelivery(d *posthorn.Delivery) deliveryJSON {
+	shown := deliveryJSON{
+		DeliveryID: d.ID, WebhookID: d.WebhookID, EventID: d.EventID, EventType: d.EventType,
+		Attempt: d.Attempt, Trigger: string(d.Trigger),
+		Success: d.Success, ResponseStatus: d.ResponseStatus, ResponseBody: d.ResponseBody,
+		DeliveredAt: timestamp(d.DeliveredAt), URL: d.Exchange.URL, DurationMS: milliseconds(d.Exchange.Timings.Total),
+	}
+	if d.Payload != nil {
+		payload := string(d.Payload)
+		shown.Payload = &payload
+	}
+	if !d.NextAttemptAt.IsZero() {
+		next := timestamp(d.NextAttemptAt)
+		shown.NextAttemptAt = &next
+	}
+	return shown
+}
+
+func showTimings(t posthorn.Timings) *timingsJSON {
+	return &timingsJSON{
+		milliseconds(t.DNS), milliseconds(t.Connect), milliseconds(t.TLS), milliseconds(t.FirstByte),
+		milliseconds(t.Total), t.Reused,
+	}
+}
+
+// milliseconds keeps three digits of the fraction.
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// secretWords make a header's name one whose values are not shown.
+var secretWords = []string{
+	"authorization", "authentication-info", "auth-", "cookie", "token", "secret", "password", "credential", "session",
+	"signature", "api-key", "apikey", "access-key",
+}
+
+// maskHeader returns a copy of a header without the values that may be secrets.
+func maskHeader(h http.Header) headersJSON {
+	masked := make(headersJSON, len(h))
+	for name, values := range h {
+		lower := strings.ToLower(name)
+		if slices.ContainsFunc(secretWords, func(word string) bool { return strings.Contains(lower, word) }) {
+			values = slices.Repeat([]string{"***"}, len(values))
+		}
+		masked[name] = values
+	}
+	return masked
+}
+
+// prefersAsync reports whether a Prefer header (RFC 7240) asks for an answer at once.
+func prefersAsync(prefer string) bool {
+	for preference := range strings.SplitSeq(prefer, ",") {
+		name, _, _ := strings.Cut(preference, ";")
+		if strings.EqualFold(strings.TrimSpace(name), "respond-async") {
+			return true
+		}
+	}
+	return false
+}

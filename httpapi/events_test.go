@@ -1,0 +1,132 @@
+package httpapi
+
+import (
+	"io"
+	"net/http"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/musehub/posthorn"
+)
+
+// Cases 6 and 37: a payload is received, logged and shown as the bytes that were posted.
+func TestPayloadsStayAsTheyAre(t *testing.T) {
+	api := startAPI(t, posthorn.Config{})
+	bodies := make(chan string, 1)
+	url := receiver(t, func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		bodies <- string(body)
+	})
+	path := api.webhook(`{"url": "` + url + `", "events": ["push"]}`)
+	for _, payload := range payloads {
+		a := api.do("POST", "/api/v1/repos/r1/events", `{"payload": `+payload+` , "eventType":"push"}`)
+		api.matches("postEvent", a)
+		receipt := a.ok(http.StatusAccepted)
+		if receipt["deliveries"] != 1.0 {
+			t.Errorf("%v", receipt)
+		}
+		if got := <-bodies; got != payload {
+			t.Errorf("%q was received as %q", payload, got)
+		}
+		delivery := <-api.made
+		event := api.do("GET", "/api/v1/repos/r1/events/"+receipt["eventId"].(string), "")
+		api.matches("getEvent", event)
+		if got := event.ok(http.StatusOK)["payload"]; got != payload {
+			t.Errorf("%q is shown as %q", payload, got)
+		}
+		if got := api.do("GET", path+"/deliveries/"+delivery.ID, "").ok(http.StatusOK)["payload"]; got != payload {
+			t.Errorf("%q is logged as %q", payload, got)
+		}
+	}
+}
+
+// Case 37.
+func TestPostEvent(t *testing.T) {
+	api := startAPI(t, posthorn.Config{})
+	const path = "/api/v1/repos/r1/events"
+	if got := api.do("POST", path, `{"eventType": "push", "payload": {}}`).ok(http.StatusAccepted)["deliveries"]; got != 0.0 {
+		t.Errorf("%v deliveries without a webhook", got)
+	}
+	url := receiver(t, func(http.ResponseWriter, *http.Request) {})
+	api.webhook(`{"url": "` + url + `", "events": ["push"]}`)
+	want := map[string]any{"eventId": "e1", "deliveries": 1.0}
+	body := `{"eventType": "push", "payload": {"a": 1}, "eventId": "e1"}`
+	if diff := cmp.Diff(want, api.do("POST", path, body).ok(http.StatusAccepted)); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	again := api.do("POST", path, body)
+	if diff := cmp.Diff(want, again.ok(http.StatusOK)); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	api.matches("postEvent", again)
+	api.do("POST", path, `{"eventType": "push", "payload": {"a":1}, "eventId": "e1"}`).problem(http.StatusConflict, "e1", "")
+	for body, field := range map[string]string{
+		`{"payload": {}}`:                                        "eventType",
+		`{"eventType": "push"}`:                                  "payload",
+		`{"eventType": null, "payload": {}}`:                     "eventType",
+		`{"eventType": "pull", "payload": {}}`:                   "eventType",
+		`{"eventType": "push", "payload": {}, "eventId": ""}`:    "eventId",
+		`{"eventType": "push", "payload": {}, "eventId": null}`:  "eventId",
+		`{"eventType": "push", "payload": {}, "eventId": "a.b"}`: "eventId",
+		`{"eventType": "push", "payload": {}, "payload": {}}`:    "payload",
+	} {
+		api.do("POST", path, body).problem(http.StatusUnprocessableEntity, field+": ", field)
+	}
+	api.do("POST", path, `{"eventType": "push", "payload": {}, "id": "e2"}`).
+		problem(http.StatusUnprocessableEntity, `unknown field "id": the fields are eventType, payload, eventId`, "")
+	api.do("POST", path, "{\"eventType\": \"push\", \"payload\": \"\xc3\"}").problem(http.StatusUnprocessableEntity, "UTF-8", "")
+	<-api.made
+}
+
+func TestListEvents(t *testing.T) {
+	api := startAPI(t, posthorn.Config{})
+	url := receiver(t, func(http.ResponseWriter, *http.Request) {})
+	api.webhook(`{"url": "` + url + `", "events": ["*"]}`)
+	const path = "/api/v1/repos/r1/events"
+	for _, id := range []string{"e1", "e2", "e3"} {
+		api.do("POST", path, `{"eventType": "push", "payload": {"<": 1.0}, "eventId": "`+id+`"}`).ok(http.StatusAccepted)
+		<-api.made
+	}
+	var got []string
+	for cursor := ""; ; {
+		a := api.do("GET", path+"?limit=1&cursor="+cursor, "")
+		api.matches("listEvents", a)
+		page := a.ok(http.StatusOK)
+		for _, e := range page["events"].([]any) {
+			e := e.(map[string]any)
+			got = append(got, e["eventId"].(string))
+			if s := e["createdAt"].(string); !timePattern.MatchString(s) {
+				t.Errorf("createdAt %s", s)
+			}
+			delete(e, "createdAt")
+			delete(e, "eventId")
+			want := map[string]any{"repoId": "r1", "eventType": "push", "payload": `{"<": 1.0}`, "deliveries": 1.0}
+			if diff := cmp.Diff(want, e); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		}
+		if page["total"] != 3.0 || page["totalCapped"] != nil {
+			t.Errorf("total %v, capped %v", page["total"], page["totalCapped"])
+		}
+		var more bool
+		if cursor, more = page["nextCursor"].(string); !more {
+			break
+		}
+	}
+	if !slices.Equal(got, []string{"e3", "e2", "e1"}) {
+		t.Errorf("%v", got)
+	}
+	api.do("GET", path+"/nope", "").problem(http.StatusNotFound, "Event not found", "")
+	api.do("GET", "/api/v1/repos/r2/events/e1", "").problem(http.StatusNotFound, "Event not found", "")
+}
+
+func TestEventTypes(t *testing.T) {
+	api := newTestAPI(t, posthorn.Config{EventTypes: []string{"build", "deploy"}})
+	a := api.do("GET", "/api/v1/event-types", "")
+	api.matches("listEventTypes", a)
+	if diff := cmp.Diff(map[string]any{"eventTypes": []any{"build", "deploy", "ping"}}, a.ok(http.StatusOK)); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}

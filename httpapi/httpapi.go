@@ -1,0 +1,169 @@
+// Package httpapi serves a [posthorn.Dispatcher] as a REST API in JSON.
+//
+//	api, err := httpapi.New(d, httpapi.Config{Token: token})
+//	…
+//	http.ListenAndServe("localhost:8080", api)
+//
+// Everything is under /api/v1 and needs the bearer token. Beside it, open to all, are /healthz (the process lives),
+// /readyz (it takes work), /openapi.json (the API's description in OpenAPI 3.1) and /docs (the same to read). That
+// description is made from the code and is the reference for each route.
+//
+// What holds for all routes:
+//
+//   - Names are in camelCase, times are RFC 3339 in UTC with exactly six digits of a second's fraction.
+//   - IDs in a path are escaped, a slash as %2F. (A repo whose ID is nothing but a slash can't be addressed: the path
+//     looks like one that ends early to [http.ServeMux].)
+//   - A payload is passed on as the bytes that came in, to the last one, and shown as a string that holds them.
+//   - Bodies are read strictly: an unknown or repeated field, null and text that isn't UTF-8 are errors, so that nothing
+//     that a client meant is dropped in silence. The same goes for unknown and repeated parameters of a query.
+//   - Each error is an application/problem+json (RFC 9457) with title, status and detail. The detail names the input at
+//     fault, and so does the member field where there is one. A defect of the server is logged and doesn't show.
+//   - A listing goes on where its nextCursor says, until that is null. A cursor belongs to the listing that gave it out,
+//     filters included.
+//   - A secret never shows: not a webhook's, not the signatures of a delivery, and of the headers that a receiver sent,
+//     not those whose names speak of cookies, tokens, keys and the like.
+//
+// The handler sets no timeouts: that is the [http.Server]'s part, and a write timeout shorter than a redelivery takes
+// cuts its answer off.
+package httpapi
+
+import (
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/musehub/posthorn"
+)
+
+// Config configures the handler that [New] makes.
+type Config struct {
+	// Token is the bearer token that every route under /api demands; who has it may do everything in every repo. It
+	// consists of visible ASCII characters. There is no default: without a token New fails.
+	Token string
+	// Logger takes panics and the causes of internal errors. Defaults to slog.Default().
+	Logger *slog.Logger
+	// Version is the version that the API's description states. Defaults to "devel".
+	Version string
+}
+
+// New returns the REST API of a dispatcher. It fails when the configuration is wrong, with [posthorn.CodeInvalid].
+//
+// The handler may be used by any number of goroutines, and before the dispatcher is started and after it is stopped:
+// what needs a running one answers 503 then. It expects the paths that the package comment names, at the root of a host.
+func New(d *posthorn.Dispatcher, cfg Config) (http.Handler, error) {
+	authorize, err := adminToken(cfg.Token)
+	if err != nil {
+		return nil, err
+	}
+	s := &server{dispatcher: d, authorize: authorize, log: cfg.Logger, mux: http.NewServeMux()}
+	if s.log == nil {
+		s.log = slog.Default()
+	}
+	version := cfg.Version
+	if version == "" {
+		version = "devel"
+	}
+	s.api = newAPI(s.mux, version)
+	s.registerWebhooks()
+	s.registerDeliveries()
+	s.registerEvents()
+	if err := s.serveDocument(); err != nil {
+		return nil, err
+	}
+	s.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { writeStatus(w, "alive") })
+	s.mux.HandleFunc("GET /readyz", s.ready)
+	return s, nil
+}
+
+// server is the handler: the routes, and what surrounds them all.
+type server struct {
+	dispatcher *posthorn.Dispatcher
+	authorize  authorizer
+	log        *slog.Logger
+	mux        *http.ServeMux
+	api        huma.API // whose operations are on mux
+}
+
+// ServeHTTP answers one request. A panic below becomes a 500 and a log line.
+func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	answer := &response{ResponseWriter: w, request: r}
+	defer func() {
+		cause := recover()
+		if cause == nil {
+			return
+		}
+		if cause == http.ErrAbortHandler { //nolint:errorlint // a panic's value, compared as net/http does
+			panic(cause)
+		}
+		s.log.ErrorContext(r.Context(), "panic while answering a request",
+			"method", r.Method, "path", r.URL.Path, "panic", cause, "stack", string(debug.Stack()))
+		if answer.started {
+			panic(http.ErrAbortHandler) // breaks the connection: half an answer must not look like a whole one
+		}
+		internalError().write(w)
+	}()
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.Header().Set("Cache-Control", "no-store")
+	s.mux.ServeHTTP(answer, r)
+}
+
+func (s *server) ready(w http.ResponseWriter, _ *http.Request) {
+	if err := s.dispatcher.Ready(); err != nil {
+		problemFor(posthorn.Errorf(posthorn.CodeUnavailable, "%w", err)).write(w)
+		return
+	}
+	writeStatus(w, "ready")
+}
+
+func writeStatus(w http.ResponseWriter, status string) {
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write([]byte(`{"status":"` + status + `"}` + "\n"))
+}
+
+// response knows whether the answer has started, and puts a problem in the place of what the ServeMux answers by itself:
+// unknown paths, wrong methods, and redirects to the clean form of a path, which the API has no use for.
+type response struct {
+	http.ResponseWriter
+	request  *http.Request
+	started  bool // the status went out
+	replaced bool // by a problem: what the ServeMux writes is dropped
+}
+
+// WriteHeader sends the status, and with it all of the answer if it isn't a route that gives it.
+func (w *response) WriteHeader(status int) {
+	if w.started {
+		return
+	}
+	w.started = true
+	redirect := status >= 300 && status < 400 // routes of ours never do that
+	if w.request.Pattern != "" && !redirect {
+		w.ResponseWriter.WriteHeader(status)
+		return
+	}
+	w.replaced = true
+	w.Header().Del("Location")
+	var p *problem
+	switch status {
+	case http.StatusMethodNotAllowed:
+		p = newProblem(status, "%s is not allowed here, but %s", w.request.Method, w.Header().Get("Allow"))
+	case http.StatusBadRequest:
+		p = newProblem(status, "the request names no path")
+	default:
+		p = newProblem(http.StatusNotFound, "there is nothing at this path: %.200q", w.request.URL.Path)
+	}
+	p.write(w.ResponseWriter)
+}
+
+// Write sends a part of the body.
+func (w *response) Write(b []byte) (int, error) {
+	if w.replaced {
+		return len(b), nil
+	}
+	w.started = true
+	return w.ResponseWriter.Write(b)
+}
+
+// Unwrap is for http.ResponseController.
+func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }

@@ -1,0 +1,191 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/musehub/posthorn"
+)
+
+// webhookJSON is a webhook as the API shows it: without its secrets.
+type webhookJSON struct {
+	WebhookID   string   `json:"webhookId"`
+	RepoID      string   `json:"repoId"`
+	URL         string   `json:"url"`
+	Events      []string `json:"events" nullable:"false" doc:"Types of events in the order given, or * for all"`
+	Active      bool     `json:"active" doc:"Whether events are sent to it"`
+	Description string   `json:"description"`
+	HasSecret   bool     `json:"hasSecret" doc:"Whether deliveries are signed"`
+	CreatedAt   string   `json:"createdAt" format:"date-time"`
+	UpdatedAt   string   `json:"updatedAt" format:"date-time"`
+}
+
+func showWebhook(w *posthorn.Webhook) webhookJSON {
+	return webhookJSON{
+		WebhookID: w.ID, RepoID: w.RepoID, URL: w.URL, Events: w.Events, Active: w.Active, Description: w.Description,
+		HasSecret: len(w.Secrets) > 0, CreatedAt: timestamp(w.CreatedAt), UpdatedAt: timestamp(w.UpdatedAt),
+	}
+}
+
+// webhookListJSON is a page of webhooks.
+type webhookListJSON struct {
+	Webhooks   []webhookJSON `json:"webhooks" nullable:"false"`
+	Total      int64         `json:"total" doc:"How many there are in all"`
+	NextCursor *string       `json:"nextCursor" doc:"The cursor of the next page; null on the last one"`
+}
+
+// newWebhookJSON is the body that creates a webhook. The dispatcher checks what the values may be; the limits here
+// document that.
+type newWebhookJSON struct {
+	_           struct{} `additionalProperties:"false"`
+	URL         string   `json:"url" minLength:"1" maxLength:"2048" doc:"Where to send the events: http or https" example:"https://example.com/hook"`
+	Events      []string `json:"events" nullable:"false" minItems:"1" doc:"Types of events, or * for all"`
+	Secret      string   `json:"secret,omitempty" doc:"Signs the deliveries; without one they go out unsigned. whsec_… is base64-decoded to the key"`
+	Description string   `json:"description,omitempty" maxLength:"1000"`
+}
+
+// webhookPatchJSON is the body that changes a webhook.
+type webhookPatchJSON struct {
+	_             struct{} `additionalProperties:"false"`
+	URL           *string  `json:"url,omitempty" minLength:"1" maxLength:"2048"`
+	Events        []string `json:"events,omitempty" nullable:"false" minItems:"1"`
+	Active        *bool    `json:"active,omitempty" doc:"An inactive webhook gets no events; what is queued for it waits"`
+	Secret        *string  `json:"secret,omitempty" doc:"Replaces the secret; the empty string removes all secrets"`
+	SecretOverlap *int64   `json:"secretOverlap,omitempty" minimum:"0" maximum:"31536000" doc:"For how many seconds the secrets before the new one go on signing as well, so that receivers can change over; 86400 if it isn't given"`
+	Description   *string  `json:"description,omitempty" maxLength:"1000"`
+}
+
+// maxSecretOverlap is a year, in seconds.
+const maxSecretOverlap = 365 * 24 * 60 * 60
+
+type createWebhookInput struct {
+	RepoID string `path:"repoId"`
+	jsonBody[newWebhookJSON]
+}
+
+type listWebhooksInput struct {
+	RepoID string `path:"repoId"`
+	Limit  int    `query:"limit" minimum:"1" maximum:"200" default:"20"`
+	Cursor string `query:"cursor" doc:"The nextCursor of the page before"`
+}
+
+type webhookInput struct {
+	RepoID    string `path:"repoId"`
+	WebhookID string `path:"webhookId"`
+}
+
+type updateWebhookInput struct {
+	RepoID    string `path:"repoId"`
+	WebhookID string `path:"webhookId"`
+	jsonBody[webhookPatchJSON]
+}
+
+// output is what an operation answers whose status and headers are always the same.
+type output[T any] struct{ Body T }
+
+func (s *server) registerWebhooks() {
+	tags := []string{"webhooks"}
+	operation(s, huma.Operation{
+		OperationID: "createWebhook", Method: http.MethodPost, Path: "/repos/{repoId}/webhooks", Tags: tags,
+		Summary: "Create a webhook", DefaultStatus: http.StatusCreated,
+		Description: "The URL is checked as far as that is possible without calling it. The same URL may be given to several webhooks.",
+	}, webhooksWrite, s.createWebhook)
+	operation(s, huma.Operation{
+		OperationID: "listWebhooks", Method: http.MethodGet, Path: "/repos/{repoId}/webhooks", Tags: tags,
+		Summary: "List webhooks", Description: "In the order of their creation.",
+	}, webhooksRead, s.listWebhooks)
+	operation(s, huma.Operation{
+		OperationID: "getWebhook", Method: http.MethodGet, Path: "/repos/{repoId}/webhooks/{webhookId}", Tags: tags,
+		Summary: "Get a webhook",
+	}, webhooksRead, s.getWebhook)
+	operation(s, huma.Operation{
+		OperationID: "updateWebhook", Method: http.MethodPatch, Path: "/repos/{repoId}/webhooks/{webhookId}", Tags: tags,
+		Summary: "Change a webhook", Description: "Changes the fields that are given.",
+	}, webhooksWrite, s.updateWebhook)
+	operation(s, huma.Operation{
+		OperationID: "deleteWebhook", Method: http.MethodDelete, Path: "/repos/{repoId}/webhooks/{webhookId}", Tags: tags,
+		Summary:     "Delete a webhook",
+		Description: "Its queue and its deliveries go with it. Nothing is sent to it any more, except what is on the wire.",
+	}, webhooksWrite, s.deleteWebhook)
+	operation(s, huma.Operation{
+		OperationID: "pingWebhook", Method: http.MethodPost, Path: "/repos/{repoId}/webhooks/{webhookId}/ping", Tags: tags,
+		Summary: "Send a ping", DefaultStatus: http.StatusAccepted,
+		Description: "Sends an event of the type ping, whatever the webhook subscribes to. Its deliveries show how it went.",
+	}, webhooksWrite, s.pingWebhook)
+}
+
+func (s *server) createWebhook(ctx context.Context, in *createWebhookInput) (*output[webhookJSON], error) {
+	w, err := s.dispatcher.CreateWebhook(ctx, posthorn.NewWebhook{
+		RepoID: in.RepoID, URL: in.body.URL, Events: in.body.Events, Secret: in.body.Secret, Description: in.body.Description,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &output[webhookJSON]{showWebhook(&w)}, nil
+}
+
+func (s *server) listWebhooks(ctx context.Context, in *listWebhooksInput) (*output[webhookListJSON], error) {
+	list := newListing("webhooks", in.RepoID)
+	after, err := list.position(in.Cursor)
+	if err != nil {
+		return nil, err
+	}
+	page, err := s.dispatcher.Webhooks(ctx, posthorn.WebhookQuery{RepoID: in.RepoID, After: after, Limit: in.Limit})
+	if err != nil {
+		return nil, err
+	}
+	return &output[webhookListJSON]{webhookListJSON{
+		Webhooks: showAll(page.Items, showWebhook), Total: page.Total, NextCursor: list.cursor(page.Next),
+	}}, nil
+}
+
+func (s *server) getWebhook(ctx context.Context, in *webhookInput) (*output[webhookJSON], error) {
+	w, err := s.dispatcher.Webhook(ctx, in.RepoID, in.WebhookID)
+	if err != nil {
+		return nil, err
+	}
+	return &output[webhookJSON]{showWebhook(&w)}, nil
+}
+
+func (s *server) updateWebhook(ctx context.Context, in *updateWebhookInput) (*output[webhookJSON], error) {
+	patch := posthorn.WebhookPatch{
+		URL: in.body.URL, Events: in.body.Events, Active: in.body.Active,
+		Secret: in.body.Secret, Description: in.body.Description,
+	}
+	if seconds := in.body.SecretOverlap; seconds != nil {
+		if *seconds < 0 || *seconds > maxSecretOverlap {
+			return nil, invalid("secretOverlap", "it must be 0 to %d seconds", maxSecretOverlap)
+		}
+		overlap := time.Duration(*seconds) * time.Second
+		patch.SecretOverlap = &overlap
+	}
+	w, err := s.dispatcher.UpdateWebhook(ctx, in.RepoID, in.WebhookID, patch)
+	if err != nil {
+		return nil, err
+	}
+	return &output[webhookJSON]{showWebhook(&w)}, nil
+}
+
+func (s *server) deleteWebhook(ctx context.Context, in *webhookInput) (*struct{}, error) {
+	return nil, s.dispatcher.DeleteWebhook(ctx, in.RepoID, in.WebhookID)
+}
+
+func (s *server) pingWebhook(ctx context.Context, in *webhookInput) (*output[receiptJSON], error) {
+	receipt, err := s.dispatcher.Ping(ctx, in.RepoID, in.WebhookID)
+	if err != nil {
+		return nil, err
+	}
+	return &output[receiptJSON]{receiptJSON{receipt.EventID, receipt.Deliveries}}, nil
+}
+
+// showAll shows the items of a page. It never returns nil, which would be null.
+func showAll[T, J any](items []T, show func(*T) J) []J {
+	shown := make([]J, len(items))
+	for i := range items {
+		shown[i] = show(&items[i])
+	}
+	return shown
+}

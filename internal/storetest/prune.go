@@ -1,0 +1,285 @@
+package storetest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/musehub/posthorn"
+)
+
+func testPrune(s *suite) {
+	w, elsewhere, node := s.webhook(), s.webhookIn("another repo"), s.node()
+	var events []*posthorn.AcceptedEvent
+	for i := range 4 {
+		e := s.event()
+		e.CreatedAt = start.Add(time.Duration(i) * time.Hour)
+		s.accept(node, e, leased(w))
+		if i%2 == 0 {
+			s.record(node, done(entryOf(w, e), e.CreatedAt))
+		} else {
+			s.record(node, failed(entryOf(w, e), e.CreatedAt))
+		}
+		events = append(events, e)
+	}
+	other := s.event()
+	other.RepoID = "another repo"
+	s.deliver(node, other, start, elsewhere)
+
+	s.equal("rows pruned too early", s.prune(start), 0)
+	s.equal("rows pruned", s.prune(start.Add(2*time.Hour)), 6)
+	s.equal("rows pruned again", s.prune(start.Add(2*time.Hour)), 0)
+	for i, e := range events {
+		_, err := s.Event(s.Context(), repo, e.ID)
+		if i < 2 {
+			s.wantCode(err, posthorn.CodeNotFound)
+		} else {
+			s.check(err)
+		}
+	}
+	page, err := s.Events(s.Context(), posthorn.EventQuery{RepoID: repo, Limit: 10})
+	s.check(err)
+	s.equal("events", page, posthorn.Page[posthorn.AcceptedEvent]{Items: []posthorn.AcceptedEvent{*events[3], *events[2]}, Total: 2})
+	log := s.log(w)
+	s.equal("total of the log", log.Total, int64(2))
+	s.equal("rows of the log", len(log.Items), 2)
+	for _, success := range []bool{true, false} {
+		page, err := s.Deliveries(s.Context(), posthorn.DeliveryQuery{RepoID: repo, WebhookID: w.ID, Success: &success, Limit: 10})
+		s.check(err)
+		s.equal("total by success", page.Total, int64(1))
+	}
+	s.equal("the other repo's log", s.log(elsewhere).Total, int64(0))
+
+	// What comes next has a greater Seq than all before, though the newest are gone.
+	last := log.Items[0].Seq
+	s.prune(start.Add(24 * time.Hour))
+	s.equal("the log", s.logged(w), []int{})
+	e := s.event()
+	s.deliver(node, e, start, w)
+	if e.Seq <= events[3].Seq {
+		s.Fatalf("event number %d after %d", e.Seq, events[3].Seq)
+	}
+	if d := s.log(w).Items[0]; d.Seq <= last {
+		s.Fatalf("delivery number %d after %d", d.Seq, last)
+	}
+
+	// The ID of a pruned event is free again.
+	s.accept(node, &posthorn.AcceptedEvent{ID: events[0].ID, RepoID: repo, Type: "tag", Payload: json.RawMessage("1"), CreatedAt: start}, free(w))
+}
+
+func testPruneKeepsQueued(s *suite) {
+	w, node := s.webhook(), s.node()
+	var events []*posthorn.AcceptedEvent
+	for range 5 {
+		events = append(events, s.event())
+	}
+	s.accept(node, events[0], leased(w))
+	s.accept(node, events[1], free(w))
+	s.accept(node, events[2], leased(w))
+	s.record(node, retried(entryOf(w, events[2]), start.Add(time.Hour), start.Add(2*time.Hour)))
+	s.deliver(node, events[3], start.Add(time.Hour), w)
+	again := s.redelivery(w, events[3], start, node)
+	s.accept(node, events[4], free(w))
+	s.setActive(w, false)
+
+	s.equal("rows pruned", s.prune(start.Add(time.Minute)), 0)
+	s.setActive(w, true)
+	s.release(node, start)
+	s.equal("rows pruned after release", s.prune(start.Add(time.Minute)), 0)
+	fresh := s.node()
+	entries := s.claim(fresh, start.Add(2*time.Hour), w)
+	s.wantEntries(entries, again, queued(entryOf(w, events[0])), queued(entryOf(w, events[1])), queued(entryOf(w, events[4])),
+		at(entryOf(w, events[2]), 2, start.Add(2*time.Hour)))
+	var results []posthorn.Result
+	for _, e := range entries {
+		s.equal("payload", string(e.Event.Payload), fmt.Sprintf(`{"id":%q}`, e.Event.ID))
+		results = append(results, done(e, start.Add(2*time.Hour)))
+	}
+	s.equal("rows pruned while claimed", s.prune(start.Add(time.Minute)), 0)
+	s.record(fresh, results...)
+	s.equal("rows pruned in the end", s.prune(start.Add(time.Minute)), 5)
+}
+
+func testPruneKeepsDeliveries(s *suite) {
+	w, node := s.webhook(), s.node()
+	e := s.event()
+	s.deliver(node, e, start.Add(time.Hour), w)
+	s.equal("rows pruned", s.prune(start.Add(time.Minute)), 1)
+	page := s.log(w)
+	s.equal("rows", len(page.Items), 1)
+	d := page.Items[0]
+	if d.Payload != nil {
+		s.Fatalf("payload %q of a pruned event", d.Payload)
+	}
+	s.equal("event", []string{d.EventID, d.EventType}, []string{e.ID, e.Type})
+	got, err := s.Delivery(s.Context(), repo, w.ID, d.ID)
+	s.check(err)
+	s.equal("the delivery", got, d)
+}
+
+func testPruneDeleted(s *suite) {
+	w, kept, node := s.webhook(), s.webhook(), s.node()
+	for range 3 {
+		s.deliver(node, s.event(), start, w, kept)
+	}
+	e := s.event()
+	s.accept(node, e, free(w))
+	s.check(s.DeleteWebhook(s.Context(), repo, w.ID))
+	s.prune(start.Add(-time.Hour))
+	s.equal("the other's log", s.log(kept).Total, int64(3))
+	s.equal("webhooks due", s.due(start), []int64{})
+	s.equal("rows pruned later", s.prune(start.Add(time.Hour)), 7) // 4 events, 3 deliveries
+}
+
+// testPruneMany has more rows than a store may want to delete at once.
+func testPruneMany(s *suite) {
+	w, node := s.webhook(), s.node()
+	const n = 1000
+	batch := posthorn.Batch{Node: node}
+	var results []posthorn.Result
+	kept := 0
+	for i := range n {
+		e := s.event()
+		if i < n/2 || i%7 == 0 {
+			batch.Events = append(batch.Events, newEvent(e, free(w))) // stays, before and between others that go
+			kept++
+			continue
+		}
+		batch.Events = append(batch.Events, newEvent(e, leased(w)))
+		results = append(results, done(entryOf(w, e), start))
+	}
+	_, err := s.Commit(s.Context(), batch)
+	s.check(err)
+	s.record(node, results...)
+	s.equal("rows pruned", s.prune(start.Add(time.Hour)), 2*(n-kept))
+	page, err := s.Events(s.Context(), posthorn.EventQuery{RepoID: repo, Limit: 2 * n})
+	s.check(err)
+	s.equal("events left", []int{len(page.Items), int(page.Total)}, []int{kept, kept})
+}
+
+// testPruneOrder has rows that were recorded in another order than that of their times.
+func testPruneOrder(s *suite) {
+	w, node := s.webhook(), s.node()
+	for _, hours := range []int{0, 3, 1, 2} {
+		e := s.event()
+		e.CreatedAt = start.Add(-time.Duration(hours) * time.Hour)
+		s.deliver(node, e, e.CreatedAt, w)
+	}
+	s.equal("rows pruned", s.prune(start.Add(-90*time.Minute)), 4)
+	s.equal("rows left", s.log(w).Total, int64(2))
+}
+
+// testConcurrency has everything happen at once: nothing fails, and every event reaches its webhooks.
+func testConcurrency(s *suite) {
+	var webhooks []posthorn.Webhook
+	for range 3 {
+		webhooks = append(webhooks, s.webhook())
+	}
+	const publishers, each = 8, 15
+	ctx, stop := context.WithCancel(s.Context())
+	defer stop()
+	var publishing, rest sync.WaitGroup
+	node, worker := s.node(), s.node()
+	fail := func(err error) {
+		if err != nil && ctx.Err() == nil {
+			s.Error(err)
+		}
+	}
+	for p := range publishers {
+		publishing.Go(func() {
+			for i := range each {
+				e := &posthorn.AcceptedEvent{ID: fmt.Sprint(p, "-", i), RepoID: repo, Type: "push", Payload: json.RawMessage("{}"), CreatedAt: start}
+				_, err := s.Commit(ctx, posthorn.Batch{Node: node, Events: []posthorn.NewEvent{newEvent(e, append(leased(webhooks[0]), free(webhooks[1:]...)...))}})
+				fail(err)
+				_, err = s.Commit(ctx, posthorn.Batch{Node: node, Results: []posthorn.Result{done(entryOf(webhooks[0], e), start)}})
+				fail(err)
+			}
+		})
+	}
+	background := func(fn func() error) {
+		rest.Go(func() {
+			for ctx.Err() == nil {
+				fail(fn())
+			}
+		})
+	}
+	background(func() error {
+		_, err := s.Deliveries(ctx, posthorn.DeliveryQuery{RepoID: repo, WebhookID: webhooks[0].ID, EventType: "push", Limit: 20})
+		return err
+	})
+	background(func() error {
+		_, err := s.Events(ctx, posthorn.EventQuery{RepoID: repo, Limit: 20})
+		return err
+	})
+	background(func() error {
+		_, err := s.Prune(ctx, start)
+		return err
+	})
+	background(func() error {
+		_, err := s.UpdateWebhook(ctx, repo, webhooks[2].ID, func(w *posthorn.Webhook) error {
+			w.Description = "changed"
+			return nil
+		})
+		return err
+	})
+	publishing.Wait()
+	stop()
+	rest.Wait()
+
+	for entries := s.claim(worker, start, webhooks...); len(entries) > 0; entries = s.claim(worker, start, webhooks...) {
+		var results []posthorn.Result
+		for _, e := range entries {
+			results = append(results, done(e, start))
+		}
+		s.record(worker, results...)
+	}
+	for _, w := range webhooks {
+		s.equal("deliveries", s.log(w).Total, int64(publishers*each))
+	}
+	s.equal("what can be pruned", s.prune(start.Add(time.Hour)), publishers*each*4)
+}
+
+// testCancelled has a context that has ended: every method says so.
+func testCancelled(s *suite) {
+	w, node := s.webhook(), s.node()
+	e := s.event()
+	s.deliver(node, e, start, w)
+	ctx := cancelled(s)
+	calls := map[string]func() error{
+		"CreateWebhook": func() error { return s.CreateWebhook(ctx, &posthorn.Webhook{ID: s.uuid(), RepoID: repo}) },
+		"UpdateWebhook": func() error {
+			_, err := s.UpdateWebhook(ctx, repo, w.ID, func(*posthorn.Webhook) error { return nil })
+			return err
+		},
+		"DeleteWebhook": func() error { return s.DeleteWebhook(ctx, repo, w.ID) },
+		"Webhook":       func() error { _, err := s.Webhook(ctx, repo, w.ID); return err },
+		"Webhooks":      func() error { _, err := s.Webhooks(ctx, posthorn.WebhookQuery{}); return err },
+		"Enqueue":       func() error { return s.Enqueue(ctx, entryOf(w, e), node) },
+		"Due":           func() error { _, err := s.Due(ctx, start, horizon, 0, 1); return err },
+		"Claim": func() error {
+			_, err := s.Claim(ctx, posthorn.Claim{Node: node, Now: start, Wants: []posthorn.Want{{WebhookSeq: w.Seq, Limit: 1}}})
+			return err
+		},
+		"Lease":    func() error { _, err := s.Lease(ctx, node, start); return err },
+		"Release":  func() error { _, err := s.Release(ctx, node, start); return err },
+		"Delivery": func() error { _, err := s.Delivery(ctx, repo, w.ID, s.uuid()); return err },
+		"Deliveries": func() error {
+			_, err := s.Deliveries(ctx, posthorn.DeliveryQuery{RepoID: repo, WebhookID: w.ID, Limit: 1})
+			return err
+		},
+		"Event":   func() error { _, err := s.Event(ctx, repo, e.ID); return err },
+		"Events":  func() error { _, err := s.Events(ctx, posthorn.EventQuery{RepoID: repo, Limit: 1}); return err },
+		"Prune":   func() error { _, err := s.Prune(ctx, start); return err },
+		"Setting": func() error { _, err := s.Setting(ctx, "name", "value"); return err },
+	}
+	for name, call := range calls {
+		if err := call(); !errors.Is(err, context.Canceled) {
+			s.Errorf("%s with a cancelled context: %v", name, err)
+		}
+	}
+	_, err := s.Webhook(s.Context(), repo, w.ID)
+	s.check(err)
+}

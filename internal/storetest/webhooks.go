@@ -1,0 +1,223 @@
+package storetest
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/musehub/posthorn"
+)
+
+func testWebhook(s *suite) {
+	w := posthorn.Webhook{
+		ID: s.uuid(), RepoID: repo, URL: "https://example.com/a?b=c#d", Events: []string{"push", "*", "issue"}, Active: true,
+		Description: "Übung “quoted” 😀",
+		Secrets: []posthorn.Secret{
+			{Sealed: "new"},
+			{Sealed: "old", ExpiresAt: start.Add(time.Hour).In(time.FixedZone("there", 3600))},
+		},
+		CreatedAt: start.Add(123 * time.Nanosecond), UpdatedAt: start.Add(time.Minute).Local(),
+	}
+	s.check(s.CreateWebhook(s.Context(), &w))
+	if w.Seq <= 0 {
+		s.Fatalf("Seq is %d", w.Seq)
+	}
+	want := w
+	want.CreatedAt, want.UpdatedAt = start, start.Add(time.Minute)
+	want.Secrets = []posthorn.Secret{{Sealed: "new"}, {Sealed: "old", ExpiresAt: start.Add(time.Hour)}}
+	got, err := s.Webhook(s.Context(), repo, w.ID)
+	s.check(err)
+	s.equal("webhooks", got, want)
+
+	_, err = s.Webhook(s.Context(), "another repo", w.ID)
+	s.wantCode(err, posthorn.CodeNotFound)
+	_, err = s.Webhook(s.Context(), repo, s.uuid())
+	s.wantCode(err, posthorn.CodeNotFound)
+}
+
+func testWebhookUpdate(s *suite) {
+	w := s.webhook()
+	later := start.Add(time.Minute)
+	got, err := s.UpdateWebhook(s.Context(), repo, w.ID, func(u *posthorn.Webhook) error {
+		s.equal("what change is given", *u, w)
+		u.Seq, u.ID, u.RepoID, u.CreatedAt = 77, "other", "other", later // none of which can change
+		u.URL, u.Events, u.Active, u.Description = "http://example.org", []string{"tag"}, false, "why"
+		u.Secrets, u.UpdatedAt = []posthorn.Secret{{Sealed: "s"}}, later.Add(7*time.Nanosecond)
+		return nil
+	})
+	s.check(err)
+	want := posthorn.Webhook{
+		Seq: w.Seq, ID: w.ID, RepoID: repo, URL: "http://example.org", Events: []string{"tag"}, Description: "why",
+		Secrets: []posthorn.Secret{{Sealed: "s"}}, CreatedAt: start, UpdatedAt: later,
+	}
+	s.equal("what UpdateWebhook returns", got, want)
+	got, err = s.Webhook(s.Context(), repo, w.ID)
+	s.check(err)
+	s.equal("what is stored", got, want)
+
+	refusal := errors.New("no")
+	_, err = s.UpdateWebhook(s.Context(), repo, w.ID, func(u *posthorn.Webhook) error {
+		u.URL, u.Events[0], u.Secrets[0].Sealed = "lost", "lost", "lost"
+		return refusal
+	})
+	if err != refusal { //nolint:errorlint // it is to come back as it is
+		s.Fatalf("error of change came back as %v", err)
+	}
+	got, err = s.Webhook(s.Context(), repo, w.ID)
+	s.check(err)
+	s.equal("what is stored after a refusal", got, want)
+
+	never := func(*posthorn.Webhook) error {
+		s.Error("change was called without a webhook")
+		return nil
+	}
+	_, err = s.UpdateWebhook(s.Context(), "another repo", w.ID, never)
+	s.wantCode(err, posthorn.CodeNotFound)
+	_, err = s.UpdateWebhook(s.Context(), repo, s.uuid(), never)
+	s.wantCode(err, posthorn.CodeNotFound)
+
+	// Updates at the same time are made one after the other.
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			_, err := s.UpdateWebhook(s.Context(), repo, w.ID, func(u *posthorn.Webhook) error {
+				u.Description += "x"
+				return nil
+			})
+			if err != nil {
+				s.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	got, err = s.Webhook(s.Context(), repo, w.ID)
+	s.check(err)
+	s.equal("description", got.Description, "whyxxxxxxxxxxxxxxxxxxxx")
+}
+
+func testWebhookDelete(s *suite) {
+	w, other, node := s.webhook(), s.webhook(), s.node()
+	e := s.event()
+	s.deliver(node, e, start, w, other)
+	id := s.log(w).Items[0].ID
+
+	s.wantCode(s.DeleteWebhook(s.Context(), "another repo", w.ID), posthorn.CodeNotFound)
+	s.check(s.DeleteWebhook(s.Context(), repo, w.ID))
+
+	_, err := s.Webhook(s.Context(), repo, w.ID)
+	s.wantCode(err, posthorn.CodeNotFound)
+	_, err = s.UpdateWebhook(s.Context(), repo, w.ID, func(*posthorn.Webhook) error { return nil })
+	s.wantCode(err, posthorn.CodeNotFound)
+	_, err = s.Deliveries(s.Context(), posthorn.DeliveryQuery{RepoID: repo, WebhookID: w.ID, Limit: 10})
+	s.wantCode(err, posthorn.CodeNotFound)
+	_, err = s.Delivery(s.Context(), repo, w.ID, id)
+	s.wantCode(err, posthorn.CodeNotFound)
+	s.wantCode(s.DeleteWebhook(s.Context(), repo, w.ID), posthorn.CodeNotFound)
+
+	page, err := s.Webhooks(s.Context(), posthorn.WebhookQuery{RepoID: repo})
+	s.check(err)
+	s.equal("webhooks", page, posthorn.Page[posthorn.Webhook]{Items: []posthorn.Webhook{other}, Total: 1})
+	s.equal("the other one's log", s.logged(other), []int{1})
+	_, err = s.Event(s.Context(), repo, e.ID)
+	s.check(err)
+}
+
+// testWebhookPages has six webhooks, five of them made in the same microsecond.
+func testWebhookPages(s *suite) {
+	var want []posthorn.Webhook
+	for i := range 6 {
+		w := posthorn.Webhook{ID: s.uuid(), RepoID: repo, URL: "http://example.com", Events: []string{"push"}, CreatedAt: start, UpdatedAt: start}
+		if i == 2 {
+			w.CreatedAt = start.Add(-time.Hour) // Seq decides the order, not the time
+		}
+		s.check(s.CreateWebhook(s.Context(), &w))
+		s.webhookIn("another repo")
+		want = append(want, w)
+	}
+	for limit := range 8 {
+		q := posthorn.WebhookQuery{RepoID: repo, Limit: limit}
+		var got []posthorn.Webhook
+		for pages := 1; ; pages++ {
+			page, err := s.Webhooks(s.Context(), q)
+			s.check(err)
+			s.equal("total", page.Total, int64(6))
+			if limit > 0 && len(page.Items) > limit {
+				s.Fatalf("%d webhooks on a page of %d", len(page.Items), limit)
+			}
+			got = append(got, page.Items...)
+			if page.Next == 0 {
+				if limit > 0 {
+					s.equal(fmt.Sprintf("pages of %d", limit), pages, (6+limit-1)/limit)
+				}
+				break
+			}
+			q.After = page.Next
+		}
+		s.equal("webhooks", got, want)
+	}
+	page, err := s.Webhooks(s.Context(), posthorn.WebhookQuery{RepoID: "nobody's", Limit: 5})
+	s.check(err)
+	s.equal("an unknown repo", page, posthorn.Page[posthorn.Webhook]{})
+}
+
+func testWebhookPagesOfAllRepos(s *suite) {
+	var want []posthorn.Webhook
+	for i := range 5 {
+		want = append(want, s.webhookIn(fmt.Sprint("repo-", i%2)))
+	}
+	page, err := s.Webhooks(s.Context(), posthorn.WebhookQuery{Limit: 3})
+	s.check(err)
+	s.equal("the first page", page.Items, want[:3])
+	s.equal("total", page.Total, int64(5))
+	page, err = s.Webhooks(s.Context(), posthorn.WebhookQuery{After: page.Next})
+	s.check(err)
+	s.equal("the second page", page.Items, want[3:])
+	s.equal("next", page.Next, int64(0))
+}
+
+func testWebhookSeqGrows(s *suite) {
+	last := int64(0)
+	for range 3 {
+		w := s.webhook()
+		if w.Seq <= last {
+			s.Fatalf("Seq %d after %d", w.Seq, last)
+		}
+		last = w.Seq
+		s.check(s.DeleteWebhook(s.Context(), repo, w.ID))
+		s.prune(start)
+	}
+}
+
+func testSetting(s *suite) {
+	get := func(name, initial, want string) {
+		s.Helper()
+		got, err := s.Setting(s.Context(), name, initial)
+		s.check(err)
+		s.equal("setting", got, want)
+	}
+	get("a", "", "")
+	get("a", "first", "first")
+	get("a", "second", "first")
+	get("a", "", "first")
+	get("b", "", "")
+}
+
+func testSettingRace(s *suite) {
+	values := make([]string, 16)
+	var wg sync.WaitGroup
+	for i := range values {
+		wg.Go(func() {
+			var err error
+			if values[i], err = s.Setting(s.Context(), "name", fmt.Sprint("from ", i)); err != nil {
+				s.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	for _, v := range values {
+		if v == "" || v != values[0] {
+			s.Fatalf("different values: %q", values)
+		}
+	}
+}

@@ -1,0 +1,59 @@
+package sqlite
+
+import (
+	"fmt"
+	"path/filepath"
+	"testing"
+)
+
+// BenchmarkCommit commits batches of 256 events and then of their 256 results, into an empty store and into one with a
+// long log, and reports the time for one event.
+func BenchmarkCommit(b *testing.B) {
+	const size = 256
+	for _, webhooks := range []int{1, 1000} {
+		for _, rows := range []int{0, 300_000} {
+			if rows > 0 && testing.Short() {
+				continue
+			}
+			w := newWorkload(b, open(b, filepath.Join(b.TempDir(), "posthorn.db")), webhooks)
+			for w.made < rows {
+				events, results := w.batch(2000)
+				w.commit(events)
+				w.commit(results)
+			}
+			for _, what := range []string{"events", "results"} {
+				b.Run(fmt.Sprintf("webhooks=%d/log=%d/%s", webhooks, rows, what), func(b *testing.B) {
+					b.ReportAllocs()
+					b.ResetTimer()
+					b.StopTimer()
+					for range b.N {
+						events, results := w.batch(size)
+						first, second := func() {}, b.StartTimer
+						if what == "events" {
+							first, second = b.StartTimer, b.StopTimer
+						}
+						first()
+						w.commit(events)
+						second()
+						w.commit(results)
+						b.StopTimer()
+					}
+					b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/size, "ns/event")
+				})
+			}
+		}
+	}
+}
+
+// BenchmarkQueue takes entries the long way: into the queue, claimed in batches, and settled.
+func BenchmarkQueue(b *testing.B) {
+	const size = 256
+	w := newWorkload(b, open(b, filepath.Join(b.TempDir(), "posthorn.db")), 1)
+	b.ReportAllocs()
+	for range b.N {
+		events, _ := w.batch(size)
+		w.commit(w.free(events))
+		w.commit(w.settle(w.claim(size)))
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/size, "ns/event")
+}

@@ -1,0 +1,136 @@
+package sqlite
+
+import (
+	"context"
+	"encoding/binary"
+
+	"github.com/musehub/posthorn"
+	"zombiezen.com/go/sqlite"
+)
+
+// Commit implements [posthorn.Store].
+func (s *Store) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Acceptance, error) {
+	results, err := encodeResults(b.Results) // what needs no lock is done before taking it
+	if err != nil {
+		return nil, err
+	}
+	acceptances := make([]posthorn.Acceptance, len(b.Events))
+	err = s.write(ctx, func(c *sqlite.Conn) error {
+		if err := checkLease(c, b.Node); err != nil {
+			return err
+		}
+		if err := acceptEvents(c, b.Node, b.Events, acceptances); err != nil {
+			return err
+		}
+		return recordResults(c, b.Node, results)
+	})
+	if err != nil {
+		return nil, err
+	}
+	for i := range results {
+		if d := results[i].Delivery; d != nil {
+			d.Seq = results[i].seq
+		}
+	}
+	return acceptances, nil
+}
+
+// acceptEvents stores the events of a batch. With node 0 nothing is leased.
+func acceptEvents(c *sqlite.Conn, node int64, events []posthorn.NewEvent, acceptances []posthorn.Acceptance) error {
+	if len(events) == 0 {
+		return nil
+	}
+	seq, err := nextNumbers(c, "event", len(events))
+	if err != nil {
+		return err
+	}
+	insert, err := c.Prepare(`INSERT INTO events (id, repo_id, type, created_at, deliveries, payload, seq)
+		VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id, repo_id) DO NOTHING`)
+	if err != nil {
+		return err
+	}
+	accepted := map[string]int{} // by repo
+	for i := range events {
+		e := events[i].Event
+		insert.BindText(1, e.ID)
+		insert.BindText(2, e.RepoID)
+		insert.BindText(3, e.Type)
+		insert.BindInt64(4, micros(e.CreatedAt))
+		insert.BindInt64(5, int64(len(events[i].Targets)))
+		insert.BindBytes(6, e.Payload)
+		insert.BindInt64(7, seq)
+		if err := run(insert); err != nil {
+			return err
+		}
+		if c.Changes() == 0 {
+			if acceptances[i], err = duplicate(c, e); err != nil {
+				return err
+			}
+			continue
+		}
+		e.Seq = seq
+		seq++
+		acceptances[i] = posthorn.Acceptance{Deliveries: len(events[i].Targets)}
+		accepted[e.RepoID]++
+		if err := enqueueTargets(c, node, &events[i]); err != nil {
+			return err
+		}
+	}
+	for repoID, n := range accepted {
+		if err := count(c, repoID, 0, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// duplicate decides what an event is whose ID the repo has already.
+func duplicate(c *sqlite.Conn, e *posthorn.AcceptedEvent) (a posthorn.Acceptance, err error) {
+	var seq int64
+	var deliveries int
+	var same bool
+	_, err = queryRow(c, func(st *sqlite.Stmt) {
+		seq, deliveries, same = st.ColumnInt64(0), st.ColumnInt(1), st.ColumnBool(2)
+	}, "SELECT seq, deliveries, type = ? AND payload = ? FROM events WHERE id = ? AND repo_id = ?", e.Type, []byte(e.Payload), e.ID, e.RepoID)
+	if err != nil {
+		return a, err
+	}
+	if !same {
+		return posthorn.Acceptance{Err: posthorn.Errorf(posthorn.CodeConflict,
+			"there is an event %s already, with another type or payload", e.ID)}, nil
+	}
+	e.Seq = seq
+	return posthorn.Acceptance{Duplicate: true, Deliveries: deliveries}, nil
+}
+
+// enqueueTargets stores the promise that an event still has to reach its targets.
+func enqueueTargets(c *sqlite.Conn, node int64, e *posthorn.NewEvent) error {
+	entry := posthorn.Entry{Event: e.Event, Trigger: e.Trigger, Attempt: 1, DueAt: e.Event.CreatedAt}
+	var promised []byte
+	for _, t := range e.Targets {
+		leased := t.Leased && node != 0
+		if leased && e.Trigger == posthorn.TriggerAutomatic {
+			promised = binary.AppendUvarint(promised, uint64(t.WebhookSeq))
+			continue
+		}
+		entry.WebhookSeq = t.WebhookSeq
+		holder := int64(0) // nobody
+		if leased {
+			holder = node
+		}
+		if err := insertEntry(c, &entry, holder); err != nil {
+			return err
+		}
+	}
+	if promised == nil {
+		return nil
+	}
+	st, err := c.Prepare("INSERT INTO promises (event, node, webhooks) VALUES (?, ?, ?)")
+	if err != nil {
+		return err
+	}
+	st.BindInt64(1, e.Event.Seq)
+	st.BindInt64(2, node)
+	st.BindBytes(3, promised)
+	return run(st)
+}

@@ -1,0 +1,223 @@
+package sqlite
+
+import (
+	"context"
+	"time"
+
+	"zombiezen.com/go/sqlite"
+)
+
+const (
+	// pruneChunk is how many rows are deleted in one transaction, and pruneBytes how many bytes of payload, because a
+	// payload's pages are freed one by one.
+	pruneChunk = 100
+	pruneBytes = 4 << 20
+)
+
+// Prune implements [posthorn.Store]. Rows are found by readers and deleted in short transactions.
+func (s *Store) Prune(ctx context.Context, before time.Time) (int, error) {
+	total := 0
+	for _, prune := range []func(context.Context, time.Time) (int, error){s.pruneDeleted, s.pruneDeliveries, s.pruneEvents} {
+		n, err := prune(ctx, before)
+		total += n
+		if err != nil {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+// pruneDeleted removes what deleted webhooks left behind. A webhook's mark stays until its log is gone. An entry for it
+// that is committed even later, by a node that had not heard of the deletion, goes in the next Prune.
+func (s *Store) pruneDeleted(ctx context.Context, _ time.Time) (int, error) {
+	var queued, deleted []int64
+	err := s.read(ctx, func(c *sqlite.Conn) error {
+		for webhook := int64(0); ; {
+			var err error
+			if webhook, err = nextQueued(c, webhook); err != nil {
+				return err
+			}
+			if webhook == 0 {
+				break
+			}
+			if _, live, err := findWebhook(c, webhook); err != nil {
+				return err
+			} else if !live {
+				queued = append(queued, webhook)
+			}
+		}
+		return query(c, func(st *sqlite.Stmt) error {
+			deleted = append(deleted, st.ColumnInt64(0))
+			return nil
+		}, "SELECT seq FROM webhooks WHERE deleted = 1")
+	})
+	if err != nil {
+		return 0, err
+	}
+	for _, webhook := range queued {
+		_, err := s.deleteAll(ctx, `DELETE FROM queue WHERE (webhook, lane, due_at, event, run) IN
+			(SELECT webhook, lane, due_at, event, run FROM queue WHERE webhook = ? LIMIT ?)`, webhook)
+		if err != nil {
+			return 0, err
+		}
+	}
+	total := 0
+	for _, webhook := range deleted {
+		n, err := s.deleteAll(ctx, "DELETE FROM deliveries WHERE seq IN (SELECT seq FROM deliveries WHERE webhook = ? LIMIT ?)", webhook)
+		total += n
+		if err != nil {
+			return total, err
+		}
+		err = s.write(ctx, func(c *sqlite.Conn) error {
+			if err := exec(c, "DELETE FROM delivery_counts WHERE webhook = ?", webhook); err != nil {
+				return err
+			}
+			return exec(c, "DELETE FROM webhooks WHERE seq = ?", webhook)
+		})
+		if err != nil {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+// deleteAll repeats a statement, which takes a webhook and a limit, until it finds no more rows.
+func (s *Store) deleteAll(ctx context.Context, statement string, webhook int64) (total int, err error) {
+	for {
+		n := 0
+		err := s.write(ctx, func(c *sqlite.Conn) error {
+			err := exec(c, statement, webhook, pruneChunk)
+			n = c.Changes()
+			return err
+		})
+		if err != nil {
+			return total, err
+		}
+		total += n
+		if n < pruneChunk {
+			return total, nil
+		}
+	}
+}
+
+// oldRow is a row that a reader found old enough to go.
+type oldRow struct {
+	seq     int64
+	webhook int64  // a delivery's
+	success bool   // a delivery's
+	repoID  string // an event's
+}
+
+// pruneDeliveries removes the old end of the log. Rows are recorded nearly in the order of their times: it looks on until
+// a whole chunk has nothing old.
+func (s *Store) pruneDeliveries(ctx context.Context, before time.Time) (int, error) {
+	total := 0
+	for after := int64(0); ; {
+		var old []oldRow
+		err := s.read(ctx, func(c *sqlite.Conn) error {
+			return query(c, func(st *sqlite.Stmt) error {
+				after = st.ColumnInt64(0)
+				if st.ColumnInt64(1) < micros(before) {
+					old = append(old, oldRow{seq: after, webhook: st.ColumnInt64(2), success: st.ColumnBool(3)})
+				}
+				return nil
+			}, "SELECT seq, delivered_at, webhook, success FROM deliveries WHERE seq > ? ORDER BY seq LIMIT ?", after, pruneChunk)
+		})
+		if err != nil || len(old) == 0 {
+			return total, err
+		}
+		n := 0
+		err = s.write(ctx, func(c *sqlite.Conn) (err error) {
+			n, err = deleteDeliveries(c, old)
+			return err
+		})
+		if err != nil {
+			return total, err
+		}
+		total += n
+	}
+}
+
+func deleteDeliveries(c *sqlite.Conn, rows []oldRow) (int, error) {
+	n := 0
+	gone := map[int64]*[2]int{}
+	for _, row := range rows {
+		if err := exec(c, "DELETE FROM deliveries WHERE seq = ?", row.seq); err != nil {
+			return 0, err
+		}
+		if c.Changes() == 0 {
+			continue // another Prune was faster
+		}
+		n++
+		if gone[row.webhook] == nil {
+			gone[row.webhook] = new([2]int)
+		}
+		if row.success {
+			gone[row.webhook][0]++
+		} else {
+			gone[row.webhook][1]++
+		}
+	}
+	for webhook, g := range gone {
+		if err := countDeliveries(c, webhook, -g[0], -g[1]); err != nil {
+			return 0, err
+		}
+	}
+	return n, nil
+}
+
+// pruneEvents removes old events that nothing in the queue needs.
+func (s *Store) pruneEvents(ctx context.Context, before time.Time) (int, error) {
+	const needed = "(EXISTS (SELECT 1 FROM queue q WHERE q.event = e.seq) OR EXISTS (SELECT 1 FROM promises p WHERE p.event = e.seq))"
+	total := 0
+	for after := int64(0); ; {
+		var old []oldRow
+		seen, bytes := 0, 0
+		err := s.read(ctx, func(c *sqlite.Conn) error {
+			return query(c, func(st *sqlite.Stmt) error {
+				if bytes > pruneBytes {
+					return nil
+				}
+				after = st.ColumnInt64(0)
+				if st.ColumnInt64(1) >= micros(before) {
+					return nil
+				}
+				seen++
+				if !st.ColumnBool(4) {
+					old = append(old, oldRow{seq: after, repoID: st.ColumnText(2)})
+					bytes += st.ColumnInt(3)
+				}
+				return nil
+			}, "SELECT e.seq, e.created_at, e.repo_id, length(e.payload), "+needed+
+				" FROM events e WHERE e.seq > ? ORDER BY e.seq LIMIT ?", after, pruneChunk)
+		})
+		if err != nil || seen == 0 {
+			return total, err
+		}
+		if len(old) == 0 {
+			continue
+		}
+		n := 0
+		err = s.write(ctx, func(c *sqlite.Conn) error {
+			n = 0
+			gone := map[string]int{}
+			for _, row := range old {
+				if err := exec(c, "DELETE FROM events AS e WHERE e.seq = ? AND NOT "+needed, row.seq); err != nil {
+					return err
+				}
+				gone[row.repoID] += c.Changes()
+				n += c.Changes()
+			}
+			for repoID, g := range gone {
+				if err := count(c, repoID, 0, -g); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return total, err
+		}
+		total += n
+	}
+}

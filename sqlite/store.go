@@ -1,0 +1,138 @@
+// Package sqlite is a [posthorn.Store] on an embedded SQLite file. It needs no server and no cgo.
+//
+// One process has the file at a time. Beside it stand the write-ahead log ("-wal" and "-shm", SQLite's own), a lock
+// (".lock") and, unless the host keeps the keys elsewhere, the keys that encrypt webhooks' secrets (".key").
+package sqlite
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/gofrs/flock"
+	"github.com/musehub/posthorn"
+	"zombiezen.com/go/sqlite"
+)
+
+// maxReaders is how many reads run side by side. Each has a connection, opened when it is first needed.
+const maxReaders = 4
+
+// Store keeps webhooks, events, the queue and the delivery log in one SQLite file. Writes go through one connection, one
+// after the other; reads run beside them and never wait for a write.
+type Store struct {
+	path string // absolute
+	name string // the path's last element, for messages
+	lock *flock.Flock
+
+	writer  chan *sqlite.Conn // has the connection that writes while nobody uses it
+	readers chan *sqlite.Conn // those that read; nil stands for one that is not open yet
+	wal     walWatch          // used by who has the writer
+
+	closing   sync.Once
+	closed    chan struct{}
+	closeErr  error
+	keysGuard sync.Mutex // makes SecretKeys one at a time
+}
+
+var (
+	_ posthorn.Store        = (*Store)(nil)
+	_ posthorn.SecretKeeper = (*Store)(nil)
+)
+
+// Open opens the file at path, or creates it; the folder must exist. An older version's file is migrated. The error is
+// [posthorn.CodeUnavailable] when another process has the file open, when it is a newer version's, and when it is no
+// file of Posthorn's.
+func Open(ctx context.Context, path string) (_ *Store, err error) {
+	if path == "" {
+		return nil, posthorn.Errorf(posthorn.CodeInvalid, "the database's path is empty")
+	}
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, posthorn.Errorf(posthorn.CodeUnavailable, "the database's path: %w", err)
+	}
+	if real, err := filepath.EvalSymlinks(abs); err == nil {
+		abs = real // where SQLite puts its files too; and one file has one lock, by whatever name it is opened
+	}
+	s := &Store{
+		path:    abs,
+		name:    filepath.Base(abs),
+		writer:  make(chan *sqlite.Conn, 1),
+		readers: make(chan *sqlite.Conn, maxReaders),
+		closed:  make(chan struct{}),
+	}
+	if err := s.takeLock(); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = s.lock.Unlock() // it ends with the process at the latest
+		}
+	}()
+	if err := s.migrate(ctx); err != nil {
+		return nil, err
+	}
+	w, err := s.openConn(writerCache)
+	if err != nil {
+		return nil, s.fault(ctx, err)
+	}
+	s.writer <- w
+	for range maxReaders {
+		s.readers <- nil
+	}
+	if err := s.endAllLeases(ctx); err != nil {
+		w.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// takeLock makes this the one Store that has the file.
+func (s *Store) takeLock() error {
+	dir := filepath.Dir(s.path)
+	if info, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return posthorn.Errorf(posthorn.CodeUnavailable, "%s can't be opened: its folder %s does not exist", s.name, dir)
+	} else if err != nil {
+		return posthorn.Errorf(posthorn.CodeUnavailable, "%s can't be opened: %w", s.name, err)
+	} else if !info.IsDir() {
+		return posthorn.Errorf(posthorn.CodeUnavailable, "%s can't be opened: %s is not a folder", s.name, dir)
+	}
+	s.lock = flock.New(s.path + ".lock")
+	ok, err := s.lock.TryLock()
+	if err != nil {
+		return posthorn.Errorf(posthorn.CodeUnavailable, "%s can't be locked: %w", s.name, err)
+	}
+	if !ok {
+		return posthorn.Errorf(posthorn.CodeUnavailable, "%s is in use by another process, or is open in this one already", s.name)
+	}
+	return nil
+}
+
+// endAllLeases ends the leases that were running when the file was last closed. The lock proves that none of those
+// nodes is alive, so that nobody needs to wait for their leases to run out.
+func (s *Store) endAllLeases(ctx context.Context) error {
+	return s.write(ctx, func(c *sqlite.Conn) error {
+		return exec(c, "UPDATE nodes SET lease_until = ?", leaseEnded)
+	})
+}
+
+// Close waits for the calls under way and closes the file. Calls after it fail with [posthorn.CodeUnavailable].
+func (s *Store) Close() error {
+	s.closing.Do(func() {
+		close(s.closed)
+		var errs []error
+		for range maxReaders {
+			if c := <-s.readers; c != nil {
+				errs = append(errs, c.Close())
+			}
+		}
+		errs = append(errs, (<-s.writer).Close(), s.lock.Unlock())
+		if err := errors.Join(errs...); err != nil {
+			s.closeErr = fmt.Errorf("close %s: %w", s.name, err)
+		}
+	})
+	return s.closeErr
+}

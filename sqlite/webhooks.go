@@ -1,0 +1,227 @@
+package sqlite
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/musehub/posthorn"
+	"zombiezen.com/go/sqlite"
+)
+
+const webhookColumns = "seq, id, repo_id, url, events, active, description, secrets, created_at, updated_at"
+
+// CreateWebhook implements [posthorn.Store]. [posthorn.CodeConflict] when there is a webhook of that ID.
+func (s *Store) CreateWebhook(ctx context.Context, w *posthorn.Webhook) error {
+	events, secrets, err := webhookJSON(w)
+	if err != nil {
+		return err
+	}
+	var seq int64
+	err = s.write(ctx, func(c *sqlite.Conn) error {
+		err := exec(c, `INSERT INTO webhooks (id, repo_id, url, events, active, description, secrets, created_at, updated_at)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			w.ID, w.RepoID, w.URL, events, w.Active, w.Description, secrets, w.CreatedAt, w.UpdatedAt)
+		if resultCode(err) == sqlite.ResultConstraintUnique {
+			return posthorn.Errorf(posthorn.CodeConflict, "there is a webhook %s already", w.ID)
+		}
+		if err != nil {
+			return err
+		}
+		seq = c.LastInsertRowID()
+		return count(c, w.RepoID, 1, 0)
+	})
+	if err == nil {
+		w.Seq = seq
+	}
+	return err
+}
+
+// UpdateWebhook implements [posthorn.Store].
+func (s *Store) UpdateWebhook(ctx context.Context, repoID, id string, change func(*posthorn.Webhook) error) (posthorn.Webhook, error) {
+	var w posthorn.Webhook
+	var changeErr error
+	err := s.write(ctx, func(c *sqlite.Conn) (err error) {
+		before, err := webhook(c, repoID, id)
+		if err != nil {
+			return err
+		}
+		w = before
+		if changeErr = change(&w); changeErr != nil {
+			return posthorn.Errorf(posthorn.CodeInvalid, "%w", changeErr) // takes the transaction back
+		}
+		w.Seq, w.ID, w.RepoID, w.CreatedAt = before.Seq, before.ID, before.RepoID, before.CreatedAt
+		events, secrets, err := webhookJSON(&w)
+		if err != nil {
+			return err
+		}
+		err = exec(c, "UPDATE webhooks SET url = ?, events = ?, active = ?, description = ?, secrets = ?, updated_at = ? WHERE seq = ?",
+			w.URL, events, w.Active, w.Description, secrets, w.UpdatedAt, w.Seq)
+		if err != nil {
+			return err
+		}
+		w, err = webhook(c, repoID, id) // as it will be read from now on
+		return err
+	})
+	switch {
+	case changeErr != nil:
+		return posthorn.Webhook{}, changeErr
+	case err != nil:
+		return posthorn.Webhook{}, err
+	}
+	return w, nil
+}
+
+// DeleteWebhook implements [posthorn.Store]. It only marks the row: what belongs to the webhook may be a log of millions
+// of deliveries, and goes in Prune.
+func (s *Store) DeleteWebhook(ctx context.Context, repoID, id string) error {
+	return s.write(ctx, func(c *sqlite.Conn) error {
+		err := exec(c, "UPDATE webhooks SET deleted = 1 WHERE id = ? AND repo_id = ? AND deleted = 0", id, repoID)
+		if err != nil {
+			return err
+		}
+		if c.Changes() == 0 {
+			return errNoWebhook(id)
+		}
+		return count(c, repoID, -1, 0)
+	})
+}
+
+// Webhook implements [posthorn.Store].
+func (s *Store) Webhook(ctx context.Context, repoID, id string) (w posthorn.Webhook, err error) {
+	err = s.read(ctx, func(c *sqlite.Conn) (err error) {
+		w, err = webhook(c, repoID, id)
+		return err
+	})
+	return w, err
+}
+
+// Webhooks implements [posthorn.Store].
+func (s *Store) Webhooks(ctx context.Context, q posthorn.WebhookQuery) (page posthorn.Page[posthorn.Webhook], err error) {
+	where, total, args := "deleted = 0", "SELECT sum(webhooks) FROM repo_counts", []any{}
+	if q.RepoID != "" {
+		where, total, args = where+" AND repo_id = ?", total+" WHERE repo_id = ?", []any{q.RepoID}
+	}
+	limit, rows := q.Limit, q.Limit+1 // one row more than the page's tells whether there is another page
+	if limit <= 0 {
+		limit, rows = -1, -1 // SQLite's way to say none
+	}
+	err = s.read(ctx, func(c *sqlite.Conn) (err error) {
+		if page.Total, err = queryInt(c, total, args...); err != nil {
+			return err
+		}
+		return query(c, func(st *sqlite.Stmt) error {
+			if len(page.Items) == limit {
+				page.Next = page.Items[limit-1].Seq
+				return nil
+			}
+			w, err := scanWebhook(st)
+			page.Items = append(page.Items, w)
+			return err
+		}, "SELECT "+webhookColumns+" FROM webhooks WHERE "+where+" AND seq > ? ORDER BY seq LIMIT ?",
+			append(args, q.After, rows)...)
+	})
+	if err != nil {
+		return posthorn.Page[posthorn.Webhook]{}, err
+	}
+	return page, nil
+}
+
+func webhook(c *sqlite.Conn, repoID, id string) (w posthorn.Webhook, err error) {
+	var scanErr error
+	found, err := queryRow(c, func(st *sqlite.Stmt) { w, scanErr = scanWebhook(st) },
+		"SELECT "+webhookColumns+" FROM webhooks WHERE id = ? AND repo_id = ? AND deleted = 0", id, repoID)
+	switch {
+	case err != nil:
+		return w, err
+	case !found:
+		return w, errNoWebhook(id)
+	}
+	return w, scanErr
+}
+
+func errNoWebhook(id string) error {
+	return posthorn.Errorf(posthorn.CodeNotFound, "there is no webhook %s", id)
+}
+
+func scanWebhook(st *sqlite.Stmt) (posthorn.Webhook, error) {
+	w := posthorn.Webhook{
+		Seq:         st.ColumnInt64(0),
+		ID:          st.ColumnText(1),
+		RepoID:      st.ColumnText(2),
+		URL:         st.ColumnText(3),
+		Active:      st.ColumnBool(5),
+		Description: st.ColumnText(6),
+		CreatedAt:   timeOf(st.ColumnInt64(8)),
+		UpdatedAt:   timeOf(st.ColumnInt64(9)),
+	}
+	if err := json.Unmarshal(bytesOf(st, 4), &w.Events); err != nil {
+		return w, fmt.Errorf("the events of webhook %s: %w", w.ID, err)
+	}
+	if err := json.Unmarshal(bytesOf(st, 7), &w.Secrets); err != nil {
+		return w, fmt.Errorf("the secrets of webhook %s: %w", w.ID, err)
+	}
+	return w, nil
+}
+
+func webhookJSON(w *posthorn.Webhook) (events, secrets string, err error) {
+	e, err := json.Marshal(w.Events)
+	if err != nil {
+		return "", "", posthorn.Errorf(posthorn.CodeInternal, "the events of webhook %s: %w", w.ID, err)
+	}
+	stored := slices.Clone(w.Secrets)
+	for i := range stored {
+		stored[i].ExpiresAt = stored[i].ExpiresAt.UTC().Truncate(time.Microsecond)
+	}
+	s, err := json.Marshal(stored)
+	if err != nil {
+		return "", "", posthorn.Errorf(posthorn.CodeInternal, "the secrets of webhook %s: %w", w.ID, err)
+	}
+	return string(e), string(s), nil
+}
+
+// liveWebhook is what the queue needs to know of a webhook.
+type liveWebhook struct {
+	id, repoID string
+	active     bool
+}
+
+// findWebhook returns a webhook by its seq, and whether there is one that has not been deleted.
+func findWebhook(c *sqlite.Conn, seq int64) (w liveWebhook, ok bool, err error) {
+	ok, err = queryRow(c, func(st *sqlite.Stmt) {
+		w = liveWebhook{id: st.ColumnText(0), repoID: st.ColumnText(1), active: st.ColumnBool(2)}
+	}, "SELECT id, repo_id, active FROM webhooks WHERE seq = ? AND deleted = 0", seq)
+	return w, ok, err
+}
+
+// count adds to a repo's counters.
+func count(c *sqlite.Conn, repoID string, webhooks, events int) error {
+	return exec(c, `INSERT INTO repo_counts (repo_id, webhooks, events) VALUES (?, ?, ?)
+		ON CONFLICT DO UPDATE SET webhooks = webhooks + excluded.webhooks, events = events + excluded.events`,
+		repoID, webhooks, events)
+}
+
+// Setting implements [posthorn.Store].
+func (s *Store) Setting(ctx context.Context, name, initial string) (string, error) {
+	const get = "SELECT value FROM settings WHERE name = ?"
+	var value string
+	scan := func(st *sqlite.Stmt) { value = st.ColumnText(0) }
+	found := false
+	err := s.read(ctx, func(c *sqlite.Conn) (err error) {
+		found, err = queryRow(c, scan, get, name)
+		return err
+	})
+	if err != nil || found || initial == "" {
+		return value, err
+	}
+	err = s.write(ctx, func(c *sqlite.Conn) error {
+		if err := exec(c, "INSERT INTO settings (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING", name, initial); err != nil {
+			return err
+		}
+		_, err := queryRow(c, scan, get, name)
+		return err
+	})
+	return value, err
+}
