@@ -158,6 +158,7 @@ func (d *Dispatcher) Stop(ctx context.Context) error {
 		return nil
 	}
 	d.sched.stop()
+	d.waits.cancel(0) // runs that are not over go on after the next start
 	finished := make(chan struct{})
 	go func() {
 		d.accepting.Lock()   // waits for events on their way in; those after see the state

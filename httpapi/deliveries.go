@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
 	"github.com/musehub/posthorn"
 )
@@ -134,7 +135,18 @@ func (s *server) registerDeliveries() {
 		Responses: map[string]*huma.Response{
 			"202": jsonResponse[redeliveryJSON](s, "The run is stored and will be made; success and response are not known yet"),
 		},
+		Middlewares: huma.Middlewares{withoutDeadlines},
 	}, webhooksWrite, s.redeliver)
+}
+
+// withoutDeadlines lifts the server's time limits from a request that may wait for long: for reading too, because
+// net/http takes the client for gone when that passes.
+func withoutDeadlines(ctx huma.Context, next func(huma.Context)) {
+	_, w := humago.Unwrap(ctx)
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Time{}) // a server that can't do this has no limits either
+	_ = control.SetWriteDeadline(time.Time{})
+	next(ctx)
 }
 
 func (s *server) listDeliveries(ctx context.Context, in *listDeliveriesInput) (*output[deliveryListJSON], error) {

@@ -284,3 +284,30 @@ func TestMaskHeader(t *testing.T) {
 		t.Error("no header is null")
 	}
 }
+
+// A redelivery may take longer than the server lets requests take.
+func TestRedeliverOutlastsTheServersLimits(t *testing.T) {
+	const limit = 100 * time.Millisecond
+	api := startAPI(t, posthorn.Config{RetryPolicy: &posthorn.RetryPolicy{Delays: []time.Duration{4 * limit}}})
+	failed := false
+	url := receiver(t, func(w http.ResponseWriter, _ *http.Request) {
+		if failed = !failed; failed {
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	})
+	path := api.webhook(`{"url": "` + url + `", "events": ["push"]}`)
+	api.do("POST", "/api/v1/repos/r1/events", `{"eventType": "push", "payload": {}}`).ok(http.StatusAccepted)
+	original := <-api.made
+	<-api.made
+	s := httptest.NewUnstartedServer(api)
+	s.Config.ReadTimeout, s.Config.WriteTimeout = limit, limit
+	s.Start()
+	defer s.Close()
+	api.url = s.URL
+	got := api.do("POST", path+"/deliveries/"+original.ID+"/redeliver", "").ok(http.StatusOK)
+	if got["success"] != true {
+		t.Errorf("answer %v", got)
+	}
+	<-api.made
+	<-api.made
+}

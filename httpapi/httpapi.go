@@ -23,8 +23,7 @@
 //   - A secret never shows: not a webhook's, not the signatures of a delivery, and of the headers that a receiver sent,
 //     not those whose names speak of cookies, tokens, keys and the like.
 //
-// The handler sets no timeouts: that is the [http.Server]'s part, and a write timeout shorter than a redelivery takes
-// cuts its answer off.
+// Timeouts are the [http.Server]'s part. The handler lifts them from a redelivery, which waits for the end of its run.
 package httpapi
 
 import (

@@ -82,7 +82,7 @@ func operation[I, O any](s *server, op huma.Operation, need scope, handler func(
 	schemas := s.api.OpenAPI().Components.Schemas
 	op.Path = base + op.Path
 	op.Security = []map[string][]string{{"bearer": {string(need)}}}
-	op.Middlewares = huma.Middlewares{s.demand(need), checkQuery}
+	op.Middlewares = append(huma.Middlewares{s.demand(need), checkQuery}, op.Middlewares...)
 	op.RejectUnknownQueryParameters = true
 	if op.Responses == nil {
 		op.Responses = map[string]*huma.Response{}

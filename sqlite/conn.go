@@ -181,8 +181,9 @@ func setInterrupt(ctx context.Context, c *sqlite.Conn) {
 
 // walWatch keeps the write-ahead log from growing without end while readers follow each other without a gap.
 type walWatch struct {
-	writes int
-	limit  int64 // zero: walLimit
+	limit   int64 // walLimit, but in tests
+	writes  int
+	patient int64 // below this size nothing is done, because the last time someone was reading for too long
 }
 
 func (w *walWatch) wrote(c *sqlite.Conn, path string) {
@@ -190,15 +191,15 @@ func (w *walWatch) wrote(c *sqlite.Conn, path string) {
 		return
 	}
 	info, err := os.Stat(path)
-	if err != nil || info.Size() <= max(w.limit, walLimit) {
+	if err != nil || info.Size() <= max(w.limit, w.patient) {
 		return
 	}
 	// Readers that come now no longer use the log, once it has been copied; so this ends with the reads under way.
 	c.SetBusyTimeout(time.Second)
 	busy, err := queryInt(c, "PRAGMA wal_checkpoint(TRUNCATE)")
 	if err != nil || busy != 0 {
-		w.limit = 2 * info.Size() // someone reads for long: don't make every writer wait for them
+		w.patient = 2 * info.Size() // don't make every writer wait
 	} else {
-		w.limit = 0
+		w.patient = 0
 	}
 }

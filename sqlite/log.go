@@ -21,7 +21,7 @@ func (s *Store) Event(ctx context.Context, repoID, id string) (e posthorn.Accept
 			return err
 		}
 		if seq == 0 {
-			return errNoEvent(id)
+			return errNoEvent()
 		}
 		found, err := eventBySeq(c, seq)
 		if err == nil {
@@ -60,8 +60,8 @@ func (s *Store) Events(ctx context.Context, q posthorn.EventQuery) (page posthor
 	return page, nil
 }
 
-func errNoEvent(id string) error {
-	return posthorn.Errorf(posthorn.CodeNotFound, "there is no event %s", id)
+func errNoEvent() error {
+	return posthorn.Errorf(posthorn.CodeNotFound, "Event not found")
 }
 
 func eventBySeq(c *sqlite.Conn, seq int64) (*posthorn.AcceptedEvent, error) {
@@ -134,7 +134,7 @@ func (s *Store) Delivery(ctx context.Context, repoID, webhookID, id string) (d p
 		if err != nil {
 			return err
 		}
-		notFound := posthorn.Errorf(posthorn.CodeNotFound, "there is no delivery %s", id)
+		notFound := posthorn.Errorf(posthorn.CodeNotFound, "Delivery not found")
 		key, ok := parseUUID(id)
 		if !ok {
 			return notFound

@@ -58,12 +58,12 @@ func (s *Store) Enqueue(ctx context.Context, e *posthorn.Entry, node int64) erro
 		if _, ok, err := findWebhook(c, e.WebhookSeq); err != nil {
 			return err
 		} else if !ok {
-			return errNoWebhook(e.WebhookID)
+			return errNoWebhook()
 		}
 		if n, err := queryInt(c, "SELECT count(*) FROM events WHERE seq = ?", e.Event.Seq); err != nil {
 			return err
 		} else if n == 0 {
-			return errNoEvent(e.Event.ID)
+			return errNoEvent()
 		}
 		if err := checkLease(c, node); err != nil {
 			return err

@@ -54,14 +54,15 @@ func Open(ctx context.Context, path string) (_ *Store, err error) {
 	if err != nil {
 		return nil, posthorn.Errorf(posthorn.CodeUnavailable, "the database's path: %w", err)
 	}
-	if real, err := filepath.EvalSymlinks(abs); err == nil {
-		abs = real // where SQLite puts its files too; and one file has one lock, by whatever name it is opened
+	if target, err := filepath.EvalSymlinks(abs); err == nil {
+		abs = target // where SQLite puts its files too; and one file has one lock, by whatever name it is opened
 	}
 	s := &Store{
 		path:    abs,
 		name:    filepath.Base(abs),
 		writer:  make(chan *sqlite.Conn, 1),
 		readers: make(chan *sqlite.Conn, maxReaders),
+		wal:     walWatch{limit: walLimit},
 		closed:  make(chan struct{}),
 	}
 	if err := s.takeLock(); err != nil {

@@ -83,7 +83,7 @@ func (s *Store) DeleteWebhook(ctx context.Context, repoID, id string) error {
 			return err
 		}
 		if c.Changes() == 0 {
-			return errNoWebhook(id)
+			return errNoWebhook()
 		}
 		return count(c, repoID, -1, 0)
 	})
@@ -137,13 +137,13 @@ func webhook(c *sqlite.Conn, repoID, id string) (w posthorn.Webhook, err error) 
 	case err != nil:
 		return w, err
 	case !found:
-		return w, errNoWebhook(id)
+		return w, errNoWebhook()
 	}
 	return w, scanErr
 }
 
-func errNoWebhook(id string) error {
-	return posthorn.Errorf(posthorn.CodeNotFound, "there is no webhook %s", id)
+func errNoWebhook() error {
+	return posthorn.Errorf(posthorn.CodeNotFound, "Webhook not found")
 }
 
 func scanWebhook(st *sqlite.Stmt) (posthorn.Webhook, error) {

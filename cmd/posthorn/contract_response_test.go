@@ -36,6 +36,7 @@ func hostiles(t *testing.T, written *atomic.Int64) map[string]hostile {
 	mib := strings.Repeat("0123456789abcdef", 1<<16)
 	const closing = "Connection: close\r\n"
 	snippet := strings.Repeat("0123456789abcdef", 32)
+	const interim = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
 	return map[string]hostile{
 		"/empty":  {answerBody(200, ""), 200, ""},
 		"/512":    {answerBody(200, strings.Repeat("x", 512)), 200, strings.Repeat("x", 512)},
@@ -58,7 +59,7 @@ func hostiles(t *testing.T, written *atomic.Int64) map[string]hostile {
 		"/half-chunk":   {answerRaw("HTTP/1.1 410 G\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel"), 410, "hel"},
 		"/old":          {answerRaw("HTTP/1.0 200 OK\r\n\r\nold"), 200, "old"},
 		"/reason":       {answerRaw("HTTP/1.1 200 \xff\xfe\r\n" + closing + "\r\n"), 200, ""},
-		"/interim":      {answerRaw("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + okay + closing + "\r\nlast"), 200, "last"},
+		"/interim":      {answerRaw(interim + okay + closing + "\r\nlast"), 200, "last"},
 		"/204":          {answerRaw("HTTP/1.1 204 No Content\r\n" + closing + "\r\nwhat body?"), 204, ""},
 		"/many-headers": {answerBody(200, "ok", "X-A: "+strings.Repeat("a", 40_000)), 200, "ok"},
 		"/300mb":        {counted(okay+"Content-Length: 314572800\r\n\r\n", mib, written), 200, snippet},

@@ -72,7 +72,8 @@ func contract20(c *contract) {
 func contract21(c *contract) {
 	valid := []string{"push", "issue", "proposal", "pull_request", "release", "branch", "tag", "session", "analysis"}
 	for _, unknown := range []string{"Push", "PUSH", "pushed", "push ", "", "**", "pull-request"} {
-		a := c.ask(http.StatusUnprocessableEntity, "POST", "/webhooks", asJSON(map[string]any{"url": "https://example.com/", "events": []string{"push", unknown}}))
+		body := asJSON(map[string]any{"url": "https://example.com/", "events": []string{"push", unknown}})
+		a := c.ask(http.StatusUnprocessableEntity, "POST", "/webhooks", body)
 		c.problem(a, append(valid, unknown)...)
 		a = c.ask(http.StatusUnprocessableEntity, "POST", "/events", eventJSON(unknown, "", "{}"))
 		c.problem(a, append(valid, unknown)...)
@@ -157,7 +158,10 @@ func contract23(c *contract) {
 		c.problem(a, "url")
 	}
 	// Nothing is looked up or sent here.
-	for _, url := range []string{"https://example.com", "HTTPS://EXAMPLE.COM:8443/", "http://bücher.example/", "http://localhost/", "http://93.184.216.34/", "http://[2606:2800:220:1::1]:80/"} {
+	for _, url := range []string{
+		"https://example.com", "HTTPS://EXAMPLE.COM:8443/", "http://bücher.example/", "http://localhost/", "http://93.184.216.34/",
+		"http://[2606:2800:220:1::1]:80/",
+	} {
 		c.hook(url, "push", "")
 	}
 }

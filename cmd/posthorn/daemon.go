@@ -1,17 +1,14 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/musehub/posthorn"
@@ -36,7 +33,6 @@ type daemon struct {
 	store      *sqlite.Store
 	dispatcher *posthorn.Dispatcher
 	http       *http.Server
-	release    context.CancelFunc // ends the requests that wait for deliveries
 }
 
 // startDaemon starts everything, in the order in which each thing needs the one before.
@@ -84,10 +80,8 @@ func startDaemon(ctx context.Context, cfg daemonConfig) (_ *daemon, err error) {
 		return nil, err
 	}
 
-	var waiting context.Context
-	waiting, d.release = context.WithCancel(context.Background())
 	d.http = &http.Server{
-		Handler:           unhurried(waiting, api),
+		Handler:           api,
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       time.Minute,
 		WriteTimeout:      2 * time.Minute,
@@ -108,38 +102,11 @@ func startDaemon(ctx context.Context, cfg daemonConfig) (_ *daemon, err error) {
 // stop stops taking events, lets what is under way finish until ctx ends, and closes everything. Until the deliveries
 // have finished the REST API still answers, and says that it isn't ready.
 func (d *daemon) stop(ctx context.Context) error {
-	d.release()
 	err := d.dispatcher.Stop(ctx)
 	if e := d.http.Shutdown(ctx); e != nil {
 		err = errors.Join(err, fmt.Errorf("requests to the REST API were cut off: %w", e), d.http.Close())
 	}
 	return errors.Join(err, d.store.Close())
-}
-
-// unhurried lets requests for a redelivery wait for the end of its run, which can take longer than the time limits of
-// other requests. They wait no longer than until ctx ends.
-func unhurried(ctx context.Context, next http.Handler) http.Handler {
-	const maxBody = 64 << 10
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method != http.MethodPost || !strings.HasSuffix(r.URL.Path, "/redeliver") {
-			next.ServeHTTP(w, r)
-			return
-		}
-		// The body is read within the time limit for reading. After that the limit goes: when it passes, net/http would
-		// take the client for gone.
-		waiting, cancel := context.WithCancel(r.Context())
-		defer cancel()
-		defer context.AfterFunc(ctx, cancel)()
-		r = r.WithContext(waiting)
-		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
-		if body, err := io.ReadAll(r.Body); err == nil { // else next gets the error too
-			r.Body = io.NopCloser(bytes.NewReader(body))
-			control := http.NewResponseController(w)
-			_ = control.SetReadDeadline(time.Time{})
-			_ = control.SetWriteDeadline(time.Time{})
-		}
-		next.ServeHTTP(w, r)
-	})
 }
 
 // reachable returns host and port of a listener in a form that a client on this machine can dial.
