@@ -43,6 +43,7 @@ type Store interface {
 
 	// Commit accepts events and records results, all in one transaction with one fsync. What is wrong with a single
 	// event is in its own acceptance and harms nothing else in the batch; an error means that nothing was written.
+	// It sets the Seq of events, for a duplicate that of the first, and of deliveries that the log has then.
 	// CodeConflict when the batch's node has no lease any more: it was released.
 	// Committing a batch again after an error whose outcome is unknown is safe: results are recorded once, and an event
 	// that had been accepted comes back as a duplicate.
@@ -62,8 +63,8 @@ type Store interface {
 	// gets, never 0 and never used before, is returned. CodeConflict when the lease has run out and was released.
 	Lease(ctx context.Context, node int64, until time.Time) (int64, error)
 	// Release frees all entries of a node and ends its lease; with node 0, of every node whose lease ran out before now.
-	// An entry of which the log has a delivery already, by [DeliveryID], is settled instead of freed.
-	// It reports how many nodes it released.
+	// An entry whose attempt the log has already, by [DeliveryID], is settled as that delivery says: it becomes free for
+	// the next attempt at NextAttemptAt, or is done. It reports how many nodes it released.
 	Release(ctx context.Context, node int64, now time.Time) (int, error)
 
 	// Delivery returns one row of the log. CodeNotFound when the webhook has none, or the repo no such webhook.

@@ -107,7 +107,7 @@ func contract12(t *testing.T) {
 		return answers[target].answer
 	})
 	healthy := newReceiver(t, nil)
-	first, last := c.hook(healthy.URL, "push", ""), ""
+	first := c.hook(healthy.URL, "push", "")
 	hooks := map[string]string{}
 	for target := range answers {
 		hooks[target] = c.hook(receiver.URL+target, "push", "")
@@ -117,7 +117,7 @@ func contract12(t *testing.T) {
 			hooks[fmt.Sprintf("%s?%d", endless, i)] = c.hook(fmt.Sprintf("%s%s?%d", receiver.URL, endless, i), "push", "")
 		}
 	}
-	last = c.hook(healthy.URL, "push", "")
+	last := c.hook(healthy.URL, "push", "")
 	before, measured := peakMemory(t, s)
 	const events = 2
 	for range events { // the second may go over connections that the first has left

@@ -57,20 +57,23 @@ func contract01(c *contract) {
 		c.hook(receiver.URL+target, "push", "")
 	}
 	c.dispatch("push", `{}`, len(targets))
-	var want, got []string
+	missing := map[string]int{}
 	for _, target := range targets {
-		want = append(want, "POST "+target+" HTTP/1.1")
+		missing["POST "+target+" HTTP/1.1"]++
 	}
 	for _, r := range receiver.await(len(targets)) {
-		got = append(got, strings.ReplaceAll(r.Line, "|", "%7C")) // either is right
+		line := r.Line
+		if !strings.Contains(line, "?") {
+			line = strings.ReplaceAll(line, "|", "%7C") // either is right
+		}
+		if missing[line]--; missing[line] < 0 {
+			c.t.Errorf("the request line is %s", r.Line)
+		}
 	}
-	slices.Sort(want)
-	slices.Sort(got)
-	for i := range want {
-		want[i] = strings.ReplaceAll(want[i], "|", "%7C")
-	}
-	if !slices.Equal(got, want) {
-		c.t.Errorf("the request lines are\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	for line, n := range missing {
+		if n > 0 {
+			c.t.Errorf("there is no request line %s", line)
+		}
 	}
 }
 
