@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/musehub/posthorn/internal/secretbox"
+	"github.com/musehub/posthorn/internal/sender"
 	"github.com/musehub/posthorn/signature"
 )
 
@@ -130,7 +131,7 @@ func (s *subscriptions) load(repoID string) *sync.Mutex {
 // prepare makes a webhook ready to be sent to. A secret that can't be read makes its deliveries fail and nothing else.
 func (s *subscriptions) prepare(w Webhook, now time.Time, subs *subscribers) *target {
 	t := &target{Webhook: w}
-	t.url, _ = url.Parse(w.URL) // nil for what an import brought in unchecked: its deliveries fail
+	t.url, _ = sender.ParseURL(w.URL) // nil for what an import brought in unchecked: its deliveries fail
 	var plain []string
 	for _, secret := range w.Secrets {
 		if !secret.ExpiresAt.IsZero() {

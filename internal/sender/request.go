@@ -34,22 +34,22 @@ type Request struct {
 
 // Send makes one attempt and never fails: what went wrong is told by the Outcome.
 func (s *Sender) Send(ctx context.Context, r *Request) Outcome {
-	a := &attempt{start: time.Now(), timeout: r.Timeout, revoked: r.Revoked}
-	if a.timeout <= 0 {
-		a.timeout = s.timeout
+	start, timeout := time.Now(), r.Timeout
+	if timeout <= 0 {
+		timeout = s.timeout
 	}
-	timed, cancel := context.WithTimeout(ctx, a.timeout)
+	timed, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	a.cancel = cancel
-	a.trace = httptrace.ClientTrace{
-		GotConn:              a.gotConn,
-		WroteRequest:         a.wroteRequest,
-		GotFirstResponseByte: a.gotFirstByte,
-	}
-	a.Context = httptrace.WithClientTrace(timed, &a.trace)
 
 	// RoundTrip and not a Client's Do: no redirects, no cookies, less work.
-	resp, err := s.transport.RoundTrip(a.request(r))
+	a := &attempt{start: start, timeout: timeout, revoked: r.Revoked, cancel: cancel}
+	resp, err := s.transport.RoundTrip(a.request(timed, r))
+	for err != nil && a.reused && closedWhileIdle(err) && timed.Err() == nil {
+		// The receiver had closed the kept connection before it got the request, so this is still the same attempt.
+		// It ends with a new connection at the latest. The Transport may hold on to the old state.
+		a = &attempt{start: start, timeout: timeout, revoked: r.Revoked, cancel: cancel}
+		resp, err = s.transport.RoundTrip(a.request(timed, r))
+	}
 	if err != nil {
 		return a.failure(ctx, a.phase(), err)
 	}
@@ -69,6 +69,11 @@ func (s *Sender) Send(ctx context.Context, r *Request) Outcome {
 		Timings: a.timings(),
 	}
 }
+
+// closedWhileIdle reports whether the Transport saw the end of a kept connection while no request was under way on it,
+// and yet gave it to one. It is a matter of luck whether that fails by itself or is noticed before anything was written,
+// when the Transport takes another connection. net/http doesn't export the error.
+func closedWhileIdle(err error) bool { return err.Error() == "http: server closed idle connection" }
 
 // An attempt is the state of one Send. It is the request's context too, which spares an allocation for handing it to
 // the dialer. The Transport's goroutines may hold on to it after Send has returned.
@@ -111,7 +116,13 @@ func (a *attempt) Value(key any) any {
 	return a.Context.Value(key)
 }
 
-func (a *attempt) request(r *Request) *http.Request {
+func (a *attempt) request(ctx context.Context, r *Request) *http.Request {
+	a.trace = httptrace.ClientTrace{
+		GotConn:              a.gotConn,
+		WroteRequest:         a.wroteRequest,
+		GotFirstResponseByte: a.gotFirstByte,
+	}
+	a.Context = httptrace.WithClientTrace(ctx, &a.trace)
 	req := &http.Request{
 		Method: http.MethodPost,
 		URL:    r.URL,

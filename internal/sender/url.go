@@ -26,7 +26,7 @@ func (s *Sender) CheckURL(raw string) (*url.URL, error) {
 	}) {
 		return nil, errors.New("it has a space, a control character or invalid UTF-8 in it")
 	}
-	u, err := url.Parse(raw)
+	u, err := ParseURL(raw)
 	if err != nil {
 		var parse *url.Error
 		if errors.As(err, &parse) {
@@ -61,6 +61,32 @@ func (s *Sender) CheckURL(raw string) (*url.URL, error) {
 		return nil, err
 	}
 	return u, nil
+}
+
+// ParseURL parses a URL such that its path is sent as it stands. Parsed by package url alone, a path with a character
+// that must be escaped (RFC 3986, section 3.3) would be escaped anew as a whole, and lose what it had escaped itself.
+func ParseURL(raw string) (*url.URL, error) {
+	path := len(raw)
+	if i := strings.Index(raw, "://"); i >= 0 {
+		if j := strings.IndexAny(raw[i+3:], "/?#"); j >= 0 {
+			path = i + 3 + j
+		}
+	}
+	end := len(raw)
+	if i := strings.IndexAny(raw[path:], "?#"); i >= 0 {
+		end = path + i
+	}
+	var b strings.Builder
+	b.WriteString(raw[:path])
+	for _, c := range []byte(raw[path:end]) {
+		if c < 0x80 && !strings.ContainsRune("\"<>\\^`{|}", rune(c)) {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	b.WriteString(raw[end:])
+	return url.Parse(b.String())
 }
 
 // checkHostname refuses what is neither a name that DNS can know nor an IP address. Names with characters beyond
