@@ -21,21 +21,20 @@ func brandedHeaders(brand string) headerNames {
 // attempt makes the attempt that an entry stands for, once its webhook allows it, and says what became of the entry.
 func (d *Dispatcher) attempt(ctx context.Context, e *Entry) Result {
 	for {
-		subs, err := d.subscriptions.of(ctx, e.Event.RepoID)
+		t, err := d.subscriptions.use(ctx, e.Event.RepoID, e.WebhookSeq)
 		if err != nil {
-			if ctx.Err() == nil {
-				d.log.Error("can't read webhooks; its deliveries wait", "repo", e.Event.RepoID, "error", err)
-			}
+			d.storeFailed("read webhooks", err)
 			return Result{Entry: e, RetryAt: now().Add(storeRetry)}
 		}
-		t := subs.bySeq[e.WebhookSeq]
-		switch {
-		case t == nil:
+		if t == nil {
 			return Result{Entry: e} // deleted, and its queue with it
-		case !t.Active && e.Trigger == TriggerAutomatic:
+		}
+		if !t.Active && e.Trigger == TriggerAutomatic {
+			d.subscriptions.unuse(t)
 			return Result{Entry: e, RetryAt: e.DueAt} // it waits in the store until the webhook is active again
 		}
 		outcome, delivery := d.send(ctx, t, e)
+		d.subscriptions.unuse(t)
 		if outcome.Canceled {
 			if ctx.Err() == nil && t.revoked.Load() {
 				continue // the webhook was changed before anything was on the wire
@@ -54,7 +53,7 @@ func (d *Dispatcher) attempt(ctx context.Context, e *Entry) Result {
 }
 
 // send makes one request and describes it as a delivery, unless it was cancelled.
-func (d *Dispatcher) send(ctx context.Context, t *target, e *Entry) (sender.Outcome, *Delivery) {
+func (d *Dispatcher) send(ctx context.Context, t *use, e *Entry) (sender.Outcome, *Delivery) {
 	started := now()
 	delivery := &Delivery{
 		ID:        DeliveryID(e.Event, t.ID, e.Run, e.Attempt),

@@ -3,6 +3,7 @@ package posthorn
 import (
 	"container/heap"
 	"context"
+	"slices"
 	"sync"
 	"time"
 )
@@ -72,7 +73,7 @@ func (c *claimer) followHints() time.Duration {
 			return wait
 		}
 		h := heap.Pop(&c.hints).(hint)
-		c.sched.wantOne(h.webhook, h.byHand)
+		c.sched.wantRetry(h.webhook, h.byHand)
 	}
 	return hintHorizon
 }
@@ -82,7 +83,6 @@ func (c *claimer) run(ctx context.Context) {
 	defer sweep.Stop()
 	next := time.NewTimer(hintHorizon)
 	defer next.Stop()
-	c.sweep(ctx)
 	for {
 		c.claim(ctx)
 		select {
@@ -108,7 +108,7 @@ func (c *claimer) sweep(ctx context.Context) {
 			return
 		}
 		for _, w := range due {
-			c.sched.wantOne(w, false)
+			c.sched.wantSpilled(w)
 		}
 		c.claim(ctx)
 		if len(due) < sweepPage {
@@ -181,14 +181,23 @@ func (s *scheduler) claimSoon(q *queue) {
 	}
 }
 
-// wantOne asks for a claim for a webhook, at once if it is for what was asked for by hand.
-func (s *scheduler) wantOne(w DueWebhook, byHand bool) {
+// wantRetry asks for a claim for a webhook that has a retry due, at once if that is of a run asked for by hand.
+func (s *scheduler) wantRetry(w DueWebhook, byHand bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	q := s.queue(w)
 	if byHand {
 		s.claimSoon(q)
 	}
+	s.want(q)
+}
+
+// wantSpilled asks for a claim for a webhook that has free entries, which later ones must not overtake.
+func (s *scheduler) wantSpilled(w DueWebhook) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	q := s.queue(w)
+	q.spilled = true
 	s.want(q)
 }
 
@@ -247,6 +256,8 @@ func (s *scheduler) claimed(plan []planned, entries []*Entry, maxBytes int, err 
 		s.addBytes(q, cost(n))
 		s.add(q, e)
 	}
+	// Who got least comes first the next time: one webhook with big payloads must not use up every claim's bytes.
+	slices.SortStableFunc(plan, func(a, b planned) int { return got[a.queue.Seq] - got[b.queue.Seq] })
 	for _, p := range plan {
 		q := p.queue
 		q.reserved -= p.limit

@@ -64,7 +64,7 @@ type Config struct {
 
 	// OnDelivery is called after each delivery has been recorded, one call at a time and in the order of the log. It
 	// runs on the goroutine that commits: while it runs nothing else is recorded or accepted, and it must not itself call
-	// Dispatch, Ping or Stop, which wait for that goroutine. Defaults to nothing.
+	// Dispatch, Ping, Stop or a Redelivery's Wait, which wait for that goroutine. Defaults to nothing.
 	OnDelivery func(Delivery)
 }
 
@@ -91,10 +91,11 @@ func (c Config) withDefaults() (Config, error) {
 	if c.EventTypes == nil {
 		c.EventTypes = DefaultEventTypes()
 	}
-	if c.RetryPolicy == nil {
-		policy := retryPolicies["musehub"]
-		c.RetryPolicy = &policy
+	policy := retryPolicies["musehub"]
+	if c.RetryPolicy != nil {
+		policy = RetryPolicy{slices.Clone(c.RetryPolicy.Delays), c.RetryPolicy.Jitter}
 	}
+	c.RetryPolicy = &policy
 	for name, n := range map[string]int64{
 		"Timeout": int64(c.Timeout), "MaxPayload": int64(c.MaxPayload), "MaxInFlight": int64(c.MaxInFlight),
 		"MaxInFlightPerWebhook": int64(c.MaxInFlightPerWebhook), "MaxQueued": int64(c.MaxQueued),

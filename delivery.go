@@ -27,7 +27,7 @@ type Delivery struct {
 	Payload   json.RawMessage // the exact body; nil once the event has been pruned
 
 	Trigger Trigger
-	Run     int64 // zero: the automatic run; each redelivery and ping is a run of its own
+	Run     int64 // zero: the event's own run; each redelivery is another
 	Attempt int   // 1 for the first of its run
 
 	Success        bool

@@ -122,8 +122,8 @@ func New(store Store, cfg Config) (*Dispatcher, error) {
 	return d, nil
 }
 
-// Start joins the store's nodes, takes over what dead ones left, and starts delivering. It returns at once; the work goes
-// on until Stop, whatever becomes of ctx. Starting twice does nothing; a stopped Dispatcher can't be started again.
+// Start joins the store's nodes, takes over what dead ones left, and starts delivering. The work goes on until Stop,
+// whatever becomes of ctx once Start has returned. Starting twice does nothing; a stopped Dispatcher can't be started again.
 func (d *Dispatcher) Start(ctx context.Context) error {
 	d.lifecycle.Lock()
 	defer d.lifecycle.Unlock()
@@ -138,9 +138,9 @@ func (d *Dispatcher) Start(ctx context.Context) error {
 	}
 	d.committing.run(d.commits.run)
 	d.background.run(d.keepLease)
+	d.claims.sweep(ctx) // before new events can overtake what is in the store
 	d.background.run(d.claims.run)
-	d.background.run(d.prune)
-	d.background.run(d.sealPlaintexts)
+	d.background.run(d.maintain)
 	d.state.Store(stateStarted)
 	return nil
 }
@@ -219,7 +219,7 @@ func (d *Dispatcher) keepLease(ctx context.Context) {
 	tick := time.NewTicker(leaseFor / 3)
 	defer tick.Stop()
 	retry := time.NewTimer(leaseFor)
-	defer retry.Stop()
+	retry.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -254,11 +254,14 @@ func (d *Dispatcher) renew(ctx context.Context) error {
 	return err
 }
 
-// prune removes what is older than the retention.
-func (d *Dispatcher) prune(ctx context.Context) {
+// maintain removes what is older than the retention, and encrypts secrets that an import brought in as plaintext.
+func (d *Dispatcher) maintain(ctx context.Context) {
 	tick := time.NewTicker(pruneEvery)
 	defer tick.Stop()
-	for {
+	for sealed := false; ; {
+		if !sealed {
+			sealed = d.sealPlaintexts(ctx)
+		}
 		n, err := d.store.Prune(ctx, now().Add(-d.cfg.Retention))
 		switch {
 		case ctx.Err() != nil:
@@ -303,7 +306,7 @@ func (d *Dispatcher) committed(r Result) {
 	if r.RetryAt.IsZero() && r.Entry.Run != 0 {
 		d.waits.ended(r)
 	}
-	if r.Delivery != nil && d.cfg.OnDelivery != nil {
+	if r.Delivery != nil && r.Delivery.Seq != 0 && d.cfg.OnDelivery != nil { // 0: its webhook is gone, and its log
 		d.cfg.OnDelivery(*r.Delivery)
 	}
 }

@@ -1,6 +1,7 @@
 package posthorn
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"strings"
@@ -71,7 +72,26 @@ func (d *Dispatcher) Dispatch(ctx context.Context, e Event) (Receipt, error) {
 			webhooks = append(webhooks, DueWebhook{Seq: t.Seq, ID: t.ID, RepoID: t.RepoID})
 		}
 	}
+	if len(webhooks) == 0 && e.ID != "" {
+		return d.acceptedBefore(ctx, event)
+	}
 	return d.accept(ctx, event, TriggerAutomatic, webhooks)
+}
+
+// acceptedBefore answers for an event that no webhook wants now. One may have when it was dispatched first.
+func (d *Dispatcher) acceptedBefore(ctx context.Context, event *AcceptedEvent) (Receipt, error) {
+	first, err := d.store.Event(ctx, event.RepoID, event.ID)
+	switch {
+	case ErrorCode(err) == CodeNotFound:
+		return d.accept(ctx, event, TriggerAutomatic, nil)
+	case err != nil:
+		return Receipt{}, err
+	case first.Type != event.Type || !bytes.Equal(first.Payload, event.Payload):
+		return Receipt{}, &Error{
+			Code: CodeConflict, Field: "eventId", Message: "the repo has an event of this ID with another type or payload",
+		}
+	}
+	return Receipt{EventID: first.ID, Deliveries: first.Deliveries, Duplicate: true}, nil
 }
 
 // Ping sends an event of type [EventPing] to one webhook, whatever it subscribes to and even when it is inactive.

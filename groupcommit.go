@@ -18,6 +18,9 @@ const (
 	maxBatchEvents  = 512
 	maxBatchResults = 1024
 	maxBatchBytes   = 16 << 20 // of the events' payloads
+	// What may wait for its commit. More is refused, until the store has caught up.
+	maxWaitingEvents = 16 * maxBatchEvents
+	maxWaitingBytes  = 4 * maxBatchBytes
 )
 
 // groupCommit writes events and results to the store, many in one transaction: while one batch is being committed the
@@ -33,6 +36,8 @@ type groupCommit struct {
 	signal chan struct{} // something was added
 	mu     sync.Mutex
 	events []*acceptance
+	bytes  int  // of the events' payloads
+	ended  bool // nobody commits any more
 	// results are those that wait to be committed; the scheduler's limit of unrecorded ones bounds them.
 	results []Result
 }
@@ -58,9 +63,9 @@ func newGroupCommit(store Store, node func() int64) *groupCommit {
 // accept commits an event for webhooks, of which there is at least one.
 func (g *groupCommit) accept(ctx context.Context, event *AcceptedEvent, trigger Trigger, webhooks []DueWebhook) (Receipt, error) {
 	a := &acceptance{event: event, trigger: trigger, webhooks: webhooks, answer: make(chan answer, 1)}
-	g.mu.Lock()
-	g.events = append(g.events, a)
-	g.mu.Unlock()
+	if err := g.add(a); err != nil {
+		return Receipt{}, err
+	}
 	g.wake()
 	select {
 	case answer := <-a.answer:
@@ -68,6 +73,20 @@ func (g *groupCommit) accept(ctx context.Context, event *AcceptedEvent, trigger 
 	case <-ctx.Done():
 		return Receipt{}, ctx.Err() // it may be accepted all the same
 	}
+}
+
+func (g *groupCommit) add(a *acceptance) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case g.ended:
+		return Errorf(CodeUnavailable, "the dispatcher is stopping")
+	case len(g.events) >= maxWaitingEvents, g.bytes > maxWaitingBytes:
+		return Errorf(CodeUnavailable, "too many events wait to be written: the store is slower than they come")
+	}
+	g.events = append(g.events, a)
+	g.bytes += len(a.event.Payload)
+	return nil
 }
 
 // record adds a result. It does not wait.
@@ -129,17 +148,32 @@ func (g *groupCommit) hasEvents() bool {
 	return len(g.events) > 0
 }
 
-// drain commits what is left at the end, for as long as the store takes it.
+// drain commits what is left at the end, for as long as the store takes it. Afterwards no event is left without an answer.
 func (g *groupCommit) drain() {
 	deadline := time.Now().Add(lastWords)
 	for more := true; more && time.Now().Before(deadline); {
 		var err error
-		// After an error only events are worth going on for, each of which gets an answer by it. As for results: the
-		// lease ends, and what was sent but not recorded is sent again under the same delivery ids.
+		// As for results that can't be written: the lease ends, and what was sent is sent again under the same delivery ids.
 		if more, err = g.commit(); err != nil {
 			more = g.hasEvents()
 		}
 	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.ended = true
+	for _, a := range g.events {
+		a.answer <- answer{err: Errorf(CodeUnavailable, "the dispatcher is stopping")}
+	}
+	g.events = nil
+}
+
+// notNow makes the store's failure to write a batch, or its refusal because the node's lease was lost, an error for
+// those who had something in it: it is no fault of theirs, and may work the next time.
+func notNow(err error) error {
+	if ErrorCode(err) == CodeUnavailable {
+		return err
+	}
+	return Errorf(CodeUnavailable, "nothing was accepted, because the store failed: %w", err)
 }
 
 // commit commits one batch and reports whether there was more than fits into one.
@@ -165,7 +199,7 @@ func (g *groupCommit) commit() (more bool, err error) {
 		g.failed("commit events and results", err)
 		for _, a := range events {
 			g.sched.unreserve(a.webhooks, len(a.event.Payload), a.reserved)
-			a.answer <- answer{err: err}
+			a.answer <- answer{err: notNow(err)}
 		}
 		g.mu.Lock()
 		g.results = append(results, g.results...)
@@ -198,6 +232,7 @@ func (g *groupCommit) take() (events []*acceptance, results []Result, more bool)
 		n++
 	}
 	events, g.events = g.events[:n:n], g.events[n:]
+	g.bytes -= bytes
 	if len(g.events) == 0 {
 		g.events = nil // lets go of the array
 	}

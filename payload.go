@@ -21,8 +21,11 @@ func marshalPayload(payload any, limit int) (json.RawMessage, error) {
 	case []byte:
 		raw = bytes.Clone(p)
 	default:
-		var err error
-		if raw, err = marshal(camelKeys(payload)); err != nil {
+		camel, err := camelKeys(payload, 0)
+		if err == nil {
+			raw, err = marshal(camel)
+		}
+		if err != nil {
 			return nil, &Error{Code: CodeInvalid, Field: "payload", Message: err.Error(), Err: err}
 		}
 	}
@@ -48,37 +51,59 @@ func marshal(v any) ([]byte, error) {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
+// maxDepth is how deep maps and slices may be nested, as for encoding/json.
+const maxDepth = 1000
+
 // camelKeys returns a copy of v in which the keys of Go maps, at every depth of maps and slices, are in camelCase.
 // Structs say by their tags what their keys are, and stay as they are, as does what marshals itself.
-func camelKeys(v any) any {
+func camelKeys(v any, depth int) (any, error) {
 	if _, ok := v.(json.Marshaler); ok {
-		return v
+		return v, nil
 	}
-	r := reflect.ValueOf(v)
-	switch r.Kind() {
+	if depth > maxDepth {
+		return nil, fmt.Errorf("it is nested more than %d deep, or contains itself", maxDepth)
+	}
+	switch r := reflect.ValueOf(v); r.Kind() {
 	case reflect.Map:
-		if r.Type().Key().Kind() != reflect.String || r.IsNil() {
-			return v
+		if r.Type().Key().Kind() == reflect.String && !r.IsNil() {
+			return camelMap(r, depth)
 		}
-		m := make(map[string]any, r.Len())
-		for it := r.MapRange(); it.Next(); {
-			m[camel(it.Key().String())] = camelKeys(it.Value().Interface())
-		}
-		return m
 	case reflect.Slice, reflect.Array:
-		if k := r.Type().Elem().Kind(); k != reflect.Interface && k != reflect.Map && k != reflect.Slice && k != reflect.Array || r.Kind() == reflect.Slice && r.IsNil() {
-			return v
+		switch r.Type().Elem().Kind() {
+		case reflect.Interface, reflect.Map, reflect.Slice, reflect.Array:
+			if r.Kind() == reflect.Array || !r.IsNil() {
+				return camelSlice(r, depth)
+			}
 		}
-		if _, ok := v.([]byte); ok {
-			return v
-		}
-		s := make([]any, r.Len())
-		for i := range s {
-			s[i] = camelKeys(r.Index(i).Interface())
-		}
-		return s
 	}
-	return v
+	return v, nil
+}
+
+func camelMap(r reflect.Value, depth int) (any, error) {
+	m := make(map[string]any, r.Len())
+	for it := r.MapRange(); it.Next(); {
+		key := camel(it.Key().String())
+		if _, ok := m[key]; ok {
+			return nil, fmt.Errorf("two keys of a map become %q", key)
+		}
+		value, err := camelKeys(it.Value().Interface(), depth+1)
+		if err != nil {
+			return nil, err
+		}
+		m[key] = value
+	}
+	return m, nil
+}
+
+func camelSlice(r reflect.Value, depth int) (any, error) {
+	s := make([]any, r.Len())
+	for i := range s {
+		var err error
+		if s[i], err = camelKeys(r.Index(i).Interface(), depth+1); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
 }
 
 // camel turns repo_id into repoId. Underscores at the start stay.

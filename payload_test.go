@@ -42,6 +42,8 @@ func TestPayload(t *testing.T) {
 }
 
 func TestPayloadRefused(t *testing.T) {
+	cyclic := map[string]any{}
+	cyclic["a_b"] = []any{cyclic}
 	for name, c := range map[string]struct {
 		payload any
 		code    posthorn.Code
@@ -52,6 +54,8 @@ func TestPayloadRefused(t *testing.T) {
 		"two values":      {[]byte(`1 2`), posthorn.CodeInvalid},
 		"not UTF-8":       {[]byte("{\"a\":\"\xff\"}"), posthorn.CodeInvalid},
 		"too deep":        {[]byte(strings.Repeat("[", 20_000) + strings.Repeat("]", 20_000)), posthorn.CodeInvalid},
+		"keys collide":    {map[string]any{"repo_id": 1, "repoId": 2}, posthorn.CodeInvalid},
+		"contains itself": {cyclic, posthorn.CodeInvalid},
 		"not to marshal":  {func() {}, posthorn.CodeInvalid},
 		"one byte more":   {json.RawMessage(`"` + strings.Repeat("x", 49_999) + `"`), posthorn.CodeTooLarge},
 		"marshalled more": {strings.Repeat("x", 49_999), posthorn.CodeTooLarge},

@@ -53,9 +53,13 @@ func (d *Dispatcher) Redeliver(ctx context.Context, repoID, webhookID, deliveryI
 	if err != nil {
 		d.sched.unreserve(webhook, len(event.Payload), reserved)
 		if ErrorCode(err) == CodeNotFound {
-			err = errPruned
+			return nil, errPruned
 		}
-		return nil, err
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		d.storeFailed("enqueue a redelivery", err)
+		return nil, notNow(err)
 	}
 	r := &Redelivery{
 		OriginalID: deliveryID, DeliveryID: DeliveryID(&event, w.ID, e.Run, 1),

@@ -35,7 +35,7 @@ type scheduler struct {
 	ready      [standings]ring
 	turn       standing // whose turn it was last
 	used       [standings]usage
-	unrecorded int  // results that are not committed yet
+	unrecorded int  // deliveries that are not committed yet
 	starved    bool // something had to wait for lack of bytes
 	claims     []*queue
 	leaseUntil time.Time
@@ -175,6 +175,9 @@ func (s *scheduler) accepted(a *acceptance) {
 		q := s.queue(w)
 		if !a.reserved[i] {
 			s.spilled(q)
+			if a.trigger != TriggerAutomatic {
+				s.claimSoon(q)
+			}
 			continue
 		}
 		q.reserved--
@@ -193,6 +196,7 @@ func (s *scheduler) enqueued(e *Entry, reserved bool) {
 	q := s.queue(e.webhook())
 	if !reserved {
 		s.spilled(q)
+		s.claimSoon(q)
 		return
 	}
 	q.reserved--
@@ -234,9 +238,10 @@ func (s *scheduler) capacity(q *queue) int {
 	return s.limits.queued
 }
 
-// hasBytes reports whether a queue may take up so many bytes more.
+// hasBytes reports whether a queue may take up so many bytes more: within what its standing may use, and alone no more
+// than a quarter of all.
 func (s *scheduler) hasBytes(q *queue, n int) bool {
-	ok := mayUse(q.standing, s.limits.bytes, s.bytes(), n)
+	ok := mayUse(q.standing, s.limits.bytes, s.bytes(), n) && (q.used.bytes == 0 || q.used.bytes+n <= s.limits.bytes/4)
 	if !ok {
 		s.starved = true
 	}
@@ -294,6 +299,7 @@ func (s *scheduler) next() (*queue, *Entry) {
 		}
 		q.listed = false
 		if q.used.inFlight >= q.limit || len(q.byHand)+len(q.automatic) == 0 {
+			s.settle(q)
 			continue // the limit was lowered, or the entries were dropped, while it was listed
 		}
 		e := q.pop()
@@ -377,7 +383,9 @@ func (s *scheduler) finish(q *queue, r Result) (handedBack []*Entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.addInFlight(q, -1)
-	s.unrecorded++
+	if r.Delivery != nil {
+		s.unrecorded++
+	}
 	switch {
 	case r.Delivery == nil:
 		if !r.RetryAt.IsZero() {
@@ -414,7 +422,6 @@ func (s *scheduler) shrink(q *queue) (handedBack []*Entry) {
 	}
 	handedBack = append(handedBack, q.automatic[keep:]...)
 	q.automatic = append([]*Entry(nil), q.automatic[:keep]...)
-	s.unrecorded += len(handedBack)
 	q.spilling += len(handedBack)
 	return handedBack
 }
@@ -423,23 +430,48 @@ func (s *scheduler) shrink(q *queue) (handedBack []*Entry) {
 func (s *scheduler) recorded(r Result) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.unrecorded--
 	q := s.queues[r.Entry.WebhookSeq] // it is there as long as it has bytes
 	s.addBytes(q, -cost(len(r.Entry.Event.Payload)))
-	if r.Delivery == nil && !r.RetryAt.IsZero() {
+	switch {
+	case r.Delivery != nil:
+		s.unrecorded--
+	case !r.RetryAt.IsZero():
 		s.spilled(q)
+	default: // the webhook is gone
+		q.failures = 0
+		s.setStanding(q, unknown)
 	}
 	s.settle(q)
 	s.start()
 }
 
-// settle forgets a queue that has nothing to do and nothing worth remembering.
+// settle forgets a queue that has nothing to do and nothing worth remembering, and some other one where too much is
+// remembered.
 func (s *scheduler) settle(q *queue) {
-	idle := q.used == usage{} && q.spilling == 0 && !q.spilled && !q.wanted && !q.claiming && !q.listed
-	known := q.standing != unknown || q.failures > 0
-	if idle && (!known || len(s.queues) > maxRemembered) {
-		delete(s.queues, q.Seq)
+	if !q.idle() {
+		return
 	}
+	if q.standing == unknown && q.failures == 0 {
+		delete(s.queues, q.Seq)
+		return
+	}
+	if len(s.queues) <= maxRemembered {
+		return
+	}
+	tries := 0
+	for seq, other := range s.queues { // in random order
+		if other.idle() {
+			delete(s.queues, seq)
+			return
+		}
+		if tries++; tries == 16 {
+			return
+		}
+	}
+}
+
+func (q *queue) idle() bool {
+	return q.used == usage{} && q.spilling == 0 && !q.spilled && !q.wanted && !q.claiming && !q.listed
 }
 
 // lease sets until when the node's lease lasts. Without one no attempt starts.
@@ -467,6 +499,7 @@ func (s *scheduler) drop() {
 			}
 		}
 		q.byHand, q.automatic = nil, nil
+		s.settle(q)
 	}
 }
 

@@ -50,24 +50,26 @@ func (d *Dispatcher) seal(secret string) (Secret, error) {
 	return Secret{Sealed: sealed}, nil
 }
 
-// sealPlaintexts encrypts the secrets that an import brought in as plaintext.
-func (d *Dispatcher) sealPlaintexts(ctx context.Context) {
+// sealPlaintexts encrypts the secrets that an import brought in as plaintext. It reports whether it got to the end.
+func (d *Dispatcher) sealPlaintexts(ctx context.Context) bool {
 	sealed := 0
 	for q := (WebhookQuery{Limit: 200}); ; {
 		page, err := d.store.Webhooks(ctx, q)
 		if err != nil {
 			d.storeFailed("look for secrets that are not encrypted", err)
-			return
+			return false
 		}
 		for _, w := range page.Items {
 			if !hasPlaintext(w) {
 				continue
 			}
-			if err := d.sealSecrets(ctx, w); err != nil && ErrorCode(err) != CodeNotFound {
+			switch err := d.sealSecrets(ctx, w); {
+			case err == nil:
+				sealed++
+			case ErrorCode(err) != CodeNotFound: // deleted meanwhile
 				d.storeFailed("encrypt secrets that were imported as plaintext", err)
-				return
+				return false
 			}
-			sealed++
 		}
 		if page.Next == 0 {
 			break
@@ -77,6 +79,7 @@ func (d *Dispatcher) sealPlaintexts(ctx context.Context) {
 	if sealed > 0 {
 		d.log.Info("encrypted secrets that had been imported as plaintext", "webhooks", sealed)
 	}
+	return true
 }
 
 func hasPlaintext(w Webhook) bool {

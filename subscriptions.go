@@ -20,8 +20,8 @@ const maxCached = 50_000
 // subscriptions caches the webhooks of each repo, ready for matching and sending.
 //
 // A change is effective once it is answered: whoever changed a webhook calls invalidate before answering. It waits for a
-// load that may have read the old rows, forgets what that brought, and revokes the webhook's old target, so that requests
-// which are about to be made with it are not (see attempt).
+// load that may have read the old rows, forgets what that brought, and revokes the uses of the webhook, so that requests
+// which are about to be made are not, but look at the webhook again (see attempt).
 type subscriptions struct {
 	store Store
 	box   *secretbox.Box
@@ -29,6 +29,10 @@ type subscriptions struct {
 	mu    sync.RWMutex
 	repos map[string]*subscribers
 	size  int
+
+	changes atomic.Uint64 // calls of invalidate
+	useMu   sync.Mutex
+	uses    map[*use]struct{}
 
 	// loads are held while a repo is loaded or invalidated, each for the repos whose hash it has.
 	loads [64]sync.Mutex
@@ -49,11 +53,16 @@ type target struct {
 	signer    *signature.Signer
 	secrets   int   // that sign
 	signerErr error // why there is no signer
-	revoked   atomic.Bool
+}
+
+// use is a target that a request is being made with.
+type use struct {
+	*target
+	revoked atomic.Bool // the webhook was changed or deleted since
 }
 
 func newSubscriptions(store Store, box *secretbox.Box) *subscriptions {
-	return &subscriptions{store: store, box: box, repos: map[string]*subscribers{}, seed: maphash.MakeSeed()}
+	return &subscriptions{store: store, box: box, repos: map[string]*subscribers{}, uses: map[*use]struct{}{}, seed: maphash.MakeSeed()}
 }
 
 func (s *subscriptions) of(ctx context.Context, repoID string) (*subscribers, error) {
@@ -109,19 +118,51 @@ func (s *subscriptions) forget(repoID string) {
 	}
 }
 
+// use returns the target of a webhook for making a request with it, nil if it is gone. It is given back by unuse.
+func (s *subscriptions) use(ctx context.Context, repoID string, webhookSeq int64) (*use, error) {
+	for {
+		changes := s.changes.Load()
+		subs, err := s.of(ctx, repoID)
+		if err != nil {
+			return nil, err
+		}
+		t := subs.bySeq[webhookSeq]
+		if t == nil {
+			return nil, nil
+		}
+		u := &use{target: t}
+		s.useMu.Lock()
+		s.uses[u] = struct{}{}
+		s.useMu.Unlock()
+		if s.changes.Load() == changes { // else a change may have missed it
+			return u, nil
+		}
+		s.unuse(u)
+	}
+}
+
+func (s *subscriptions) unuse(u *use) {
+	s.useMu.Lock()
+	defer s.useMu.Unlock()
+	delete(s.uses, u)
+}
+
 // invalidate makes a change of a webhook effective.
 func (s *subscriptions) invalidate(repoID string, webhookSeq int64) {
 	load := s.load(repoID)
 	load.Lock()
 	defer load.Unlock()
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if subs := s.repos[repoID]; subs != nil {
-		if t := subs.bySeq[webhookSeq]; t != nil {
-			t.revoked.Store(true)
+	s.forget(repoID)
+	s.mu.Unlock()
+	s.changes.Add(1)
+	s.useMu.Lock()
+	defer s.useMu.Unlock()
+	for u := range s.uses {
+		if u.Seq == webhookSeq {
+			u.revoked.Store(true)
 		}
 	}
-	s.forget(repoID)
 }
 
 func (s *subscriptions) load(repoID string) *sync.Mutex {

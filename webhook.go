@@ -147,7 +147,7 @@ func (d *Dispatcher) UpdateWebhook(ctx context.Context, repoID, id string, p Web
 	}
 	d.subscriptions.invalidate(repoID, w.Seq)
 	if p.Active != nil && *p.Active {
-		d.sched.wantOne(DueWebhook{Seq: w.Seq, ID: w.ID, RepoID: w.RepoID}, true)
+		d.sched.wantSpilled(DueWebhook{Seq: w.Seq, ID: w.ID, RepoID: w.RepoID})
 	}
 	return w, nil
 }

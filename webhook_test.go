@@ -259,6 +259,108 @@ func TestChangeBeforeTheRequestIsSent(t *testing.T) {
 	})
 }
 
+// The same, when the webhook had been loaded anew in between because of another one of its repo.
+func TestDeleteAfterAnotherChange(t *testing.T) {
+	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
+		hook := w.webhook("r1", bad)
+		connected := make(chan struct{})
+		w.SetTransport(func(ctx context.Context, r *sender.Request) sender.Outcome {
+			<-connected
+			return w.send(ctx, r)
+		})
+		w.dispatch("r1", "e1")
+		synctest.Wait()
+		w.webhook("r1", good, "issue")
+		if err := w.DeleteWebhook(t.Context(), "r1", hook.ID); err != nil {
+			t.Fatal(err)
+		}
+		close(connected)
+		pass(time.Minute)
+		if n := len(w.seen(bad)); n != 0 {
+			t.Errorf("%d requests after it was deleted", n)
+		}
+	})
+}
+
+// One slow webhook with big payloads doesn't use up the memory that others need.
+func TestBigPayloads(t *testing.T) {
+	inWorld(t, posthorn.Config{MaxQueuedBytes: 8 << 20}, func(t *testing.T, w *world) {
+		w.webhook("slow", bad)
+		w.webhook("r1", good)
+		w.answers(func(r request) sender.Outcome {
+			if r.url == bad {
+				pass(5 * time.Second)
+			}
+			return ok200
+		})
+		w.dispatch("r1", "first")
+		payload := json.RawMessage(`"` + strings.Repeat("x", 100_000) + `"`)
+		for range 200 {
+			if _, err := w.Dispatch(t.Context(), posthorn.Event{RepoID: "slow", Type: "push", Payload: payload}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		pass(30 * time.Second)
+		for i := range 10 {
+			w.dispatch("r1", fmt.Sprint("e", i))
+			pass(100 * time.Millisecond)
+			if n := len(w.seen(good)); n != i+2 {
+				t.Fatalf("the other webhook has %d requests, want %d", n, i+2)
+			}
+		}
+	})
+}
+
+// What was accepted is known again when no webhook wants it any more.
+func TestEventIDWithoutWebhook(t *testing.T) {
+	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
+		hook := w.webhook("r1", good)
+		w.dispatch("r1", "e1")
+		no := false
+		if _, err := w.UpdateWebhook(t.Context(), "r1", hook.ID, posthorn.WebhookPatch{Active: &no}); err != nil {
+			t.Fatal(err)
+		}
+		if got := w.dispatch("r1", "e1"); got != (posthorn.Receipt{EventID: "e1", Deliveries: 1, Duplicate: true}) {
+			t.Errorf("the same again: %+v", got)
+		}
+		_, err := w.Dispatch(t.Context(), posthorn.Event{ID: "e1", RepoID: "r1", Type: "push", Payload: 1})
+		if posthorn.ErrorCode(err) != posthorn.CodeConflict {
+			t.Errorf("other content: %v", err)
+		}
+		if got := w.dispatch("r1", "e2"); got != (posthorn.Receipt{EventID: "e2"}) {
+			t.Errorf("a new one: %+v", got)
+		}
+	})
+}
+
+// What waited while a webhook was inactive goes before what comes later.
+func TestResumeKeepsTheOrder(t *testing.T) {
+	inWorld(t, posthorn.Config{MaxInFlightPerWebhook: 1}, func(t *testing.T, w *world) {
+		hook := w.webhook("r1", good)
+		w.answers(func(request) sender.Outcome { pass(time.Second); return ok200 })
+		for i := range 5 {
+			w.dispatch("r1", fmt.Sprint("e", i))
+		}
+		for _, active := range []bool{false, true} {
+			if _, err := w.UpdateWebhook(t.Context(), "r1", hook.ID, posthorn.WebhookPatch{Active: &active}); err != nil {
+				t.Fatal(err)
+			}
+			if !active {
+				pass(10 * time.Second)
+			}
+		}
+		w.dispatch("r1", "new")
+		pass(time.Minute)
+		var got []string
+		for _, r := range w.seen(good) {
+			got = append(got, r.eventID)
+		}
+		if diff := cmp.Diff([]string{"e0", "e1", "e2", "e3", "e4", "new"}, got); diff != "" {
+			t.Errorf("order (-want +got):\n%s", diff)
+		}
+	})
+}
+
 // An entry that lies further ahead than any policy can put it was written before the clock went backwards. It doesn't
 // wait until the clock is there again.
 func TestClockWentBackwards(t *testing.T) {
@@ -300,8 +402,8 @@ func TestLeaseLost(t *testing.T) {
 		if n, err := w.store.Release(t.Context(), 0, time.Now().Add(time.Hour)); n != 1 || err != nil {
 			t.Fatalf("release: %d, %v", n, err)
 		}
-		if _, err := w.Dispatch(t.Context(), posthorn.Event{ID: "e1", RepoID: "r1", Type: "push", Payload: 1}); err == nil {
-			t.Error("an event was accepted without a lease")
+		if _, err := w.Dispatch(t.Context(), posthorn.Event{ID: "e1", RepoID: "r1", Type: "push", Payload: 1}); posthorn.ErrorCode(err) != posthorn.CodeUnavailable {
+			t.Errorf("dispatching without a lease: %v", err)
 		}
 		pass(posthorn.SweepEvery)
 		w.dispatch("r1", "e1")

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -10,6 +11,9 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/musehub/posthorn"
+	"github.com/musehub/posthorn/sqlite"
 )
 
 const mib = 1 << 20
@@ -71,7 +75,7 @@ func TestMemoryBacklog(t *testing.T) { // not parallel: it sets PATH
 	healthy := newReceiver(t, nil)
 	s := startContract(t, "--data", memoryFolder(t))
 	dead := in(t, s)
-	hook := dead.hook(hanging.URL, "push", "s3cret")
+	dead.hook(hanging.URL, "push", "s3cret")
 	alive := in(t, s)
 	alive.hook(healthy.URL, "push", "s3cret")
 	served := 0
@@ -121,7 +125,7 @@ func TestMemoryBacklog(t *testing.T) { // not parallel: it sets PATH
 	serve()
 	check(fmt.Sprintf("when %d events had come in", posted))
 	s.kill() // with the lease of what it had in memory
-	addBacklog(t, s.data, hook, payload, inAll-posted)
+	addBacklog(t, s.data, dead.repo, payload, inAll-posted)
 
 	s = startContract(t, "--data", s.data)
 	before := len(hanging.got())
@@ -145,14 +149,33 @@ func TestMemoryBacklog(t *testing.T) { // not parallel: it sets PATH
 	}
 }
 
-// addBacklog adds events to the database of a server that has stopped, as they are when memory had no room for them.
-func addBacklog(t *testing.T, data, webhook, payload string, events int) {
+// addBacklog adds events and their queue entries to the database of a server that has stopped.
+func addBacklog(t *testing.T, data, repo, payload string, events int) {
 	t.Helper()
-	const numbers = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "
-	now := time.Now().UnixMicro()
-	sql(t, data, `INSERT INTO events (id, repo_id, type, created_at, deliveries, payload) `+numbers+
-		`SELECT 'backlog-' || i, repo_id, 'push', ? + i, 1, CAST(? AS BLOB) FROM webhooks, n WHERE id = ?`, events, now, payload, webhook)
-	sql(t, data, `INSERT INTO queue (webhook, lane, due_at, event, run, attempt, trigger)
-		SELECT webhooks.seq, 1, events.created_at, events.seq, 0, 1, 'automatic' FROM events, webhooks
-		WHERE events.id LIKE 'backlog-%' AND webhooks.id = ?`, webhook)
+	store, err := sqlite.Open(t.Context(), filepath.Join(data, "posthorn.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	page, err := store.Webhooks(t.Context(), posthorn.WebhookQuery{RepoID: repo})
+	if err != nil {
+		t.Fatal(err)
+	}
+	targets := []posthorn.Target{{WebhookSeq: page.Items[0].Seq}}
+	for events > 0 {
+		var b posthorn.Batch
+		for range min(events, 10_000) {
+			now := time.Now().UTC().Truncate(time.Microsecond)
+			b.Events = append(b.Events, posthorn.NewEvent{
+				Event: &posthorn.AcceptedEvent{
+					ID: fmt.Sprint("backlog-", events), RepoID: repo, Type: "push", Payload: []byte(payload), CreatedAt: now, Deliveries: 1,
+				},
+				Targets: targets, Trigger: posthorn.TriggerAutomatic,
+			})
+			events--
+		}
+		if _, err := store.Commit(t.Context(), b); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
