@@ -23,7 +23,7 @@ func memoryFolder(t *testing.T) string {
 	if err := unix.Statfs(shm, &stat); err != nil || stat.Bavail*uint64(stat.Bsize) < enough {
 		return t.TempDir()
 	}
-	dir, err := os.MkdirTemp(shm, "posthorn-test-")
+	dir, err := os.MkdirTemp(shm, "posthorn-test-") //nolint:usetesting // t.TempDir can't be put into shm
 	if err != nil {
 		return t.TempDir()
 	}

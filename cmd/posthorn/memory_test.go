@@ -157,7 +157,7 @@ func postMany(t *testing.T, s *server, path, body string, n int) {
 			return
 		}
 		for range some {
-			answer, err := http.ReadResponse(answers, nil)
+			answer, err := http.ReadResponse(answers, nil) //nolint:bodyclose // it is read to its end below
 			if err != nil || answer.StatusCode != http.StatusAccepted {
 				t.Errorf("an event was answered with %v, %v", answer, err)
 				return
