@@ -106,6 +106,18 @@ type redeliverInput struct {
 	WebhookID  string `path:"webhookId"`
 	DeliveryID string `path:"deliveryId"`
 	Prefer     string `header:"Prefer" doc:"respond-async: answer 202 at once" example:"respond-async"`
+
+	async bool
+}
+
+// Resolve looks at all lines of Prefer, of which there may be several (RFC 7240, section 2).
+func (in *redeliverInput) Resolve(ctx huma.Context) []error {
+	ctx.EachHeader(func(name, value string) {
+		if strings.EqualFold(name, "Prefer") && prefersAsync(value) {
+			in.async = true
+		}
+	})
+	return nil
 }
 
 type redeliverOutput struct {
@@ -210,7 +222,7 @@ func (s *server) redeliver(ctx context.Context, in *redeliverInput) (*redeliverO
 	shown := redeliveryJSON{
 		OriginalDeliveryID: in.DeliveryID, DeliveryID: run.DeliveryID, WebhookID: in.WebhookID, EventType: run.EventType,
 	}
-	if prefersAsync(in.Prefer) {
+	if in.async {
 		return &redeliverOutput{http.StatusAccepted, "respond-async", shown}, nil
 	}
 	last, err := run.Wait(ctx)
@@ -254,7 +266,7 @@ func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 
 // secretWords make a header's name one whose values are not shown.
 var secretWords = []string{
 	"authorization", "authentication-info", "auth-", "cookie", "token", "secret", "password", "credential", "session",
-	"signature", "api-key", "apikey", "access-key",
+	"signature", "api-key", "apikey", "access-key", "private-key", "functions-key", "subscription-key",
 }
 
 // maskHeader returns a copy of a header without the values that may be secrets.

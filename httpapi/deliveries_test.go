@@ -184,6 +184,21 @@ func TestRedeliver(t *testing.T) {
 		}
 	}
 
+	req, err := http.NewRequestWithContext(t.Context(), "POST", api.url+redeliver, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header = http.Header{"Authorization": {"Bearer " + token}, "Prefer": {"wait=10", "respond-async"}} // on two lines
+	resp, err := api.client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusAccepted {
+		t.Errorf("Prefer on two lines: %d", resp.StatusCode)
+	}
+	<-api.made
+
 	target.Close() // a dead target
 	got := api.do("POST", redeliver, "", "Prefer: respond-asynchronously").ok(http.StatusOK)
 	<-api.made

@@ -36,6 +36,9 @@ func (s *Store) migrate(ctx context.Context) (err error) {
 	if err := s.checkOwner(ctx, db); err != nil {
 		return err
 	}
+	if _, err := db.ExecContext(ctx, "PRAGMA journal_mode = WAL"); err != nil {
+		return s.fault(ctx, err)
+	}
 	files, err := fs.Sub(migrationFiles, "migrations")
 	if err != nil {
 		return err
@@ -84,6 +87,6 @@ func migrationDSN(path string) string {
 		path = "/" + path // a Windows drive
 	}
 	uri := url.URL{Scheme: "file", Path: path, RawQuery: fmt.Sprintf(
-		"_pragma=busy_timeout(%d)&_pragma=journal_mode(wal)&_pragma=synchronous(full)", busyTimeout.Milliseconds())}
+		"_pragma=busy_timeout(%d)&_pragma=synchronous(full)", busyTimeout.Milliseconds())}
 	return uri.String()
 }

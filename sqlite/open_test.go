@@ -121,6 +121,27 @@ func TestOpenTwice(t *testing.T) {
 	open(t, path)
 }
 
+// TestOpenLinkToNothing has a link that is there before the file it leads to.
+func TestOpenLinkToNothing(t *testing.T) {
+	path, link := filepath.Join(t.TempDir(), "posthorn.db"), filepath.Join(t.TempDir(), "link.db")
+	if err := os.Symlink(path, link); err != nil {
+		t.Fatal(err)
+	}
+	first := open(t, link)
+	_, err := Open(t.Context(), path)
+	wantCode(t, err, posthorn.CodeUnavailable, "posthorn.db is in use by another process")
+	if _, err := os.Stat(path + ".lock"); err != nil {
+		t.Errorf("the lock is not beside the file: %v", err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the file: %v, %v", info.Mode(), err)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	open(t, path)
+}
+
 // TestOpenByAnotherProcess has a second process hold the file, and then be killed.
 func TestOpenByAnotherProcess(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "posthorn.db")

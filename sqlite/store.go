@@ -54,6 +54,13 @@ func Open(ctx context.Context, path string) (_ *Store, err error) {
 	if err != nil {
 		return nil, posthorn.Errorf(posthorn.CodeUnavailable, "the database's path: %w", err)
 	}
+	// The file is made here and not by SQLite, so that only its owner can read it, and so that a link to where there is
+	// none yet can be followed. One that is there is left alone: closing a file gives up the process's locks on it.
+	if _, err := os.Stat(abs); errors.Is(err, fs.ErrNotExist) {
+		if f, err := os.OpenFile(abs, os.O_CREATE|os.O_RDWR, 0o600); err == nil { // else what follows says what's wrong
+			_ = f.Close()
+		}
+	}
 	if target, err := filepath.EvalSymlinks(abs); err == nil {
 		abs = target // where SQLite puts its files too; and one file has one lock, by whatever name it is opened
 	}

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"os/exec"
 	"slices"
 	"strings"
@@ -46,12 +47,9 @@ func TestCrash(t *testing.T) {
 		c.publishers.Go(func() { c.publish(p) })
 	}
 	for range rounds {
-		c.awaitMoment()
-		if err := c.server.cmd.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
+		c.killAtAnyMoment()
 		c.where.set(nil) // not before the kill: the publishers are at work when it comes
-		c.server.kill()
+		c.server.kill()  // waits for its end
 		for c.rng.IntN(5) == 0 {
 			c.killStarting()
 		}
@@ -112,9 +110,9 @@ type crash struct {
 
 	publishers sync.WaitGroup
 	stopping   atomic.Bool
-	broken     atomic.Int64  // posts that failed, because the server was killed
-	acked      chan struct{} // gets each acknowledgement while the test waits for one
-	arrived    chan struct{} // gets each arrival while the test waits for one
+	broken     atomic.Int64 // posts that failed, because the server was killed
+	answered   fuse         // burns with the first byte of each answer to a post
+	arrived    fuse         // burns with each arrival
 
 	mu       sync.Mutex
 	events   map[string]crashEvent
@@ -126,7 +124,7 @@ type crashEvent struct{ eventType, payload string }
 func newCrash(t *testing.T, seed uint64) *crash {
 	c := &crash{
 		t: t, rng: rand.New(rand.NewPCG(seed, 0)), data: memoryFolder(t), hooks: crashHooks(),
-		where: newWhereabouts(), acked: make(chan struct{}), arrived: make(chan struct{}),
+		where: newWhereabouts(), answered: fuse{blown: make(chan struct{}, 1)}, arrived: fuse{blown: make(chan struct{}, 1)},
 		events: map[string]crashEvent{}, arrivals: map[string]map[string]map[string]int{},
 	}
 	mux := http.NewServeMux()
@@ -172,22 +170,39 @@ func (c *crash) killStarting() {
 	<-p.exited
 }
 
-// awaitMoment waits until it is time for the next kill.
-func (c *crash) awaitMoment() {
-	happens, n := c.acked, 1+c.rng.IntN(40)
-	switch c.rng.IntN(3) {
+// fuse kills a server the moment that something has happened so many times.
+type fuse struct {
+	left   atomic.Int64
+	server atomic.Pointer[server]
+	blown  chan struct{}
+}
+
+func (f *fuse) burn() {
+	if f.left.Add(-1) == 0 {
+		_ = f.server.Load().cmd.Process.Kill()
+		f.blown <- struct{}{}
+	}
+}
+
+// killAtAnyMoment kills the server after a while, upon an answer, or upon an arrival.
+func (c *crash) killAtAnyMoment() {
+	var f *fuse
+	switch c.rng.IntN(4) {
 	case 0:
 		<-time.After(time.Duration(c.rng.Int64N(int64(150 * time.Millisecond))))
+		_ = c.server.cmd.Process.Kill()
 		return
 	case 1:
-		happens, n = c.arrived, 1+c.rng.IntN(80)
+		f = &c.arrived
+	default:
+		f = &c.answered
 	}
-	for timeout := time.After(patience); n > 0; n-- {
-		select {
-		case <-happens:
-		case <-timeout:
-			c.t.Fatal("the server that was started again doesn't get on")
-		}
+	f.server.Store(c.server)
+	f.left.Store(1 + c.rng.Int64N(40))
+	select {
+	case <-f.blown:
+	case <-time.After(patience):
+		c.t.Fatal("the server that was started again doesn't get on")
 	}
 }
 
@@ -205,7 +220,6 @@ func (c *crash) publish(p int) {
 		if !c.post(id, e) {
 			return
 		}
-		ring(c.acked)
 	}
 }
 
@@ -217,13 +231,14 @@ func (c *crash) post(id string, e crashEvent) bool {
 			want.Deliveries++
 		}
 	}
+	ctx := httptrace.WithClientTrace(c.t.Context(), &httptrace.ClientTrace{GotFirstResponseByte: c.answered.burn})
 	for {
 		s, changed := c.where.get()
 		if s == nil {
 			<-changed
 			continue
 		}
-		answer, err := s.send(c.t.Context(), "POST", "/api/v1/repos/r/events", strings.NewReader(eventJSON(e.eventType, id, e.payload)))
+		answer, err := s.send(ctx, "POST", "/api/v1/repos/r/events", strings.NewReader(eventJSON(e.eventType, id, e.payload)))
 		if err != nil {
 			c.broken.Add(1)
 			select {
@@ -270,7 +285,7 @@ func (c *crash) receive(h *crashHook, w http.ResponseWriter, r *http.Request, di
 			c.t.Errorf("%s got %s with a wrong signature: %v", h.name, id, err)
 		}
 	}
-	ring(c.arrived)
+	c.arrived.burn()
 	if slow > 0 {
 		<-time.After(slow)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -236,13 +237,23 @@ func (c *redeliverCmd) Run() error {
 			return details(field{"delivery", first.DeliveryID})
 		})
 	}
-	return perform(c.connection, r, func(d delivery) error {
-		err := details(
-			field{"delivery", d.DeliveryID},
-			field{"outcome", d.outcome()},
-			field{"status", d.status()},
-			field{"response", d.ResponseBody},
-		)
+	api, err := c.connect()
+	if err != nil {
+		return err
+	}
+	answer, err := api.call(context.Background(), r)
+	if err != nil {
+		return err
+	}
+	return decode(answer, func(d delivery) error {
+		err := c.print(answer, func() error {
+			return details(
+				field{"delivery", d.DeliveryID},
+				field{"outcome", d.outcome()},
+				field{"status", d.status()},
+				field{"response", d.ResponseBody},
+			)
+		})
 		if err == nil && !d.Success {
 			err = errors.New("the redelivery failed")
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"net/url"
 	"os"
@@ -186,7 +187,7 @@ func (c *updateWebhookCmd) body() map[string]any {
 		body["secret"] = *c.Secret
 	}
 	if c.SecretOverlap != nil {
-		body["secretOverlap"] = int64(c.SecretOverlap.Seconds())
+		body["secretOverlap"] = int64(math.Ceil(c.SecretOverlap.Seconds()))
 	}
 	if c.Description != nil {
 		body["description"] = *c.Description

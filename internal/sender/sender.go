@@ -21,8 +21,8 @@ import (
 const (
 	defaultTimeout = 10 * time.Second
 
-	// Idle connections kept for reuse. Many webhooks can share one host, so one host may hold more than the 64
-	// requests in flight that a single webhook has by default.
+	// Idle connections kept for reuse. Many webhooks can share one host, so one host may hold more than the
+	// requests in flight that a single webhook may have.
 	maxIdleConns        = 2048
 	maxIdleConnsPerHost = 256
 	idleConnTimeout     = 30 * time.Second
