@@ -239,7 +239,7 @@ func (d *Dispatcher) renew(ctx context.Context) error {
 	until := time.Now().Add(leaseFor)
 	_, err := d.store.Lease(ctx, d.node.Load(), now().Add(leaseFor))
 	if ErrorCode(err) == CodeConflict {
-		d.log.Warn("the node's lease ran out and others took its entries over; it goes on as a new node", "lease", leaseFor)
+		d.log.Warn("the node's lease ran out and others took its entries over; it goes on as a new node", "lease", leaseFor.String())
 		d.sched.drop()
 		return d.join(ctx)
 	}
@@ -269,7 +269,7 @@ func (d *Dispatcher) maintain(ctx context.Context) {
 		case err != nil:
 			d.storeFailed("prune old events and deliveries", err)
 		case n > 0:
-			d.log.Info("pruned events and deliveries older than the retention", "rows", n, "retention", d.cfg.Retention)
+			d.log.Info("pruned events and deliveries older than the retention", "rows", n, "retention", d.cfg.Retention.String())
 		}
 		select {
 		case <-ctx.Done():

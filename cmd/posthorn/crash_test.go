@@ -43,6 +43,7 @@ func TestCrash(t *testing.T) {
 	for _, h := range c.hooks {
 		h.id = in(t, c.server).inRepo("r").hook(c.receiver.URL+"/"+h.name, strings.Join(h.types, ","), h.secret)
 	}
+	t.Cleanup(c.publishers.Wait) // they end with the test's context at the latest
 	for p := range 8 {
 		c.publishers.Go(func() { c.publish(p) })
 	}
@@ -235,8 +236,12 @@ func (c *crash) post(id string, e crashEvent) bool {
 	for {
 		s, changed := c.where.get()
 		if s == nil {
-			<-changed
-			continue
+			select {
+			case <-changed:
+				continue
+			case <-ctx.Done():
+				return false
+			}
 		}
 		answer, err := s.send(ctx, "POST", "/api/v1/repos/r/events", strings.NewReader(eventJSON(e.eventType, id, e.payload)))
 		if err != nil {
@@ -244,6 +249,8 @@ func (c *crash) post(id string, e crashEvent) bool {
 			select {
 			case <-changed:
 				continue
+			case <-ctx.Done():
+				return false
 			case <-time.After(patience):
 				c.t.Errorf("event %s: %v, and the server was not killed", id, err)
 				return false
