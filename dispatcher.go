@@ -176,6 +176,7 @@ func (d *Dispatcher) Stop(ctx context.Context) error {
 	}
 	d.background.stop()
 	d.committing.stop()
+	<-finished // by now every event on its way in has its answer
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWords)
 	defer cancel()
 	if _, releaseErr := d.store.Release(last, d.node.Load(), now()); releaseErr != nil {
