@@ -15,6 +15,7 @@ const (
 	CodeConflict    Code = "conflict"    // what is stored contradicts the request
 	CodeTooLarge    Code = "too_large"   // a limit on size was exceeded
 	CodeUnavailable Code = "unavailable" // not now: not started, stopping, or the store can't be written
+	CodeUncertain   Code = "uncertain"   // the store was lost while it committed: it may have been done or not
 	CodeInternal    Code = "internal"    // a defect in Posthorn or in the store
 )
 

@@ -6,15 +6,18 @@ import (
 )
 
 // Store keeps webhooks, events, the queue and the delivery log. It is where durability lives: a method that writes
-// returns only after what it wrote is committed and fsynced, and a method that fails has written nothing.
+// returns only after what it wrote is committed and fsynced, and a method that fails has written nothing, unless its error
+// is [CodeUncertain] or its context's.
 //
 // A Store holds no policy. When something is due, when to stop and what is fair is decided by the [Dispatcher], which
-// passes the time in. Times are stored to the microsecond and come back in UTC.
+// passes the time in. It is the time of the store's clock (see Now), whatever the clocks of the nodes say. Times are stored
+// to the microsecond and come back in UTC.
 //
 // All methods are safe for concurrent use by any number of goroutines and, where the store is shared, by several nodes.
 // They honour their context; one that was cancelled may or may not have written. Errors are [*Error]s:
 // [CodeNotFound] and [CodeConflict] as each method says, [CodeUnavailable] for a store that can't be reached or written
-// now. What a method returns belongs to the caller, but for event payloads, which nobody may modify.
+// now, [CodeUncertain] where the store was lost in the middle of a commit. What a method returns belongs to the caller,
+// but for event payloads, which nobody may modify.
 //
 // # The queue
 //
@@ -40,6 +43,9 @@ type Store interface {
 	Webhook(ctx context.Context, repoID, id string) (Webhook, error)
 	// Webhooks returns a page of webhooks in ascending order of Seq.
 	Webhooks(ctx context.Context, q WebhookQuery) (Page[Webhook], error)
+	// Changes returns which webhooks were created, changed or deleted since a version, zero for the first time. No change
+	// is left out: versions ascend in the order in which changes become visible.
+	Changes(ctx context.Context, since int64) (Changes, error)
 
 	// Commit accepts events and records results, all in one transaction with one fsync. What is wrong with a single
 	// event is in its own acceptance and harms nothing else in the batch; an error means that nothing was written.
@@ -78,12 +84,15 @@ type Store interface {
 	Events(ctx context.Context, q EventQuery) (Page[AcceptedEvent], error)
 
 	// Prune removes deliveries recorded and events accepted before the given time, but no event with an entry in the
-	// queue, and what deleted webhooks left behind. It works in batches so small that no writer waits for more than a few
-	// milliseconds, and reports how many events and deliveries went.
+	// queue, and what deleted webhooks left behind. Deliveries may stay for up to two days longer, so that a store can drop a
+	// day's at once. It works in batches so small that no writer waits for more than a few milliseconds, and reports how
+	// many events and deliveries went.
 	Prune(ctx context.Context, before time.Time) (int, error)
 	// Setting returns the value of a setting. Where there is none and initial is not empty, it stores initial first;
 	// of several nodes doing that at once, all get the same value.
 	Setting(ctx context.Context, name, initial string) (string, error)
+	// Now returns the time of the store's clock, which is the same for all its nodes.
+	Now(ctx context.Context) (time.Time, error)
 	// Close releases everything. The Dispatcher never calls it: who opened a store closes it, after stopping.
 	Close() error
 }
@@ -96,6 +105,41 @@ type SecretKeeper interface {
 	SecretKeys(generate func() (string, error)) ([]string, error)
 }
 
+// Notifier is a Store that tells at once what other nodes and the transactions of hosts have written. It saves time and
+// nothing else: what it doesn't tell is found by asking, within a second.
+type Notifier interface {
+	// Listen calls notify, one call at a time, until ctx ends. It gets over lost connections by itself, and after each
+	// calls notify with a zero Notification: anything may have happened.
+	Listen(ctx context.Context, notify func(Notification))
+}
+
+// Notification is what a [Notifier] tells. The zero value says to ask for everything.
+type Notification struct {
+	Changed bool    // there are new [Changes]
+	Due     []int64 // the Seqs of webhooks that have something new to claim
+}
+
+// Tx is a transaction of the host's, in the database that the store of a [Dispatcher] is on. The stores make them: see their
+// methods called Tx and SQLTx.
+type Tx interface {
+	// Accept stores an event as Commit does, with entries that are free and due, once and if the transaction commits. It
+	// leaves the transaction usable unless it returns an error.
+	Accept(ctx context.Context, e NewEvent) (Acceptance, error)
+}
+
+// Changes are the webhooks that changed since a version.
+type Changes struct {
+	Version  int64 // the newest one, to ask for those since
+	Webhooks []ChangedWebhook
+	All      bool // there were so many that any webhook may have changed
+}
+
+// ChangedWebhook names a webhook that was created, changed or deleted.
+type ChangedWebhook struct {
+	Seq    int64
+	RepoID string
+}
+
 // Entry is a queue entry: an event that still has to reach a webhook.
 type Entry struct {
 	WebhookSeq int64
@@ -105,8 +149,9 @@ type Entry struct {
 	Run        int64
 	Attempt    int       // the attempt that is to be made, 1 for the first of its run
 	DueAt      time.Time // when it may be made
-	// Queued says that the entry stands in the queue by itself. Otherwise its event still carries the promise,
-	// which is how automatic first attempts start that are leased in the same write as their event.
+	// Queued says that the entry stands in the queue by itself: it comes from Claim or Enqueue, or from an event that was
+	// not automatic. Otherwise it is an automatic first attempt that was leased in the same write as its event, whose
+	// promise a store may keep in another way.
 	Queued bool
 }
 

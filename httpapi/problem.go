@@ -31,6 +31,7 @@ var statuses = map[posthorn.Code]int{
 	posthorn.CodeConflict:    http.StatusConflict,
 	posthorn.CodeTooLarge:    http.StatusRequestEntityTooLarge,
 	posthorn.CodeUnavailable: http.StatusServiceUnavailable,
+	posthorn.CodeUncertain:   http.StatusServiceUnavailable,
 	posthorn.CodeInternal:    http.StatusInternalServerError,
 }
 
