@@ -4,7 +4,6 @@ import (
 	"context"
 	"net/http"
 	"strconv"
-	"time"
 
 	"github.com/musehub/posthorn/internal/sender"
 )
@@ -24,13 +23,23 @@ func (d *Dispatcher) attempt(ctx context.Context, e *Entry) Result {
 		t, err := d.subscriptions.use(ctx, e.Event.RepoID, e.WebhookSeq)
 		if err != nil {
 			d.storeFailed("read webhooks", err)
-			return Result{Entry: e, RetryAt: now().Add(storeRetry)}
+			return Result{Entry: e, RetryAt: d.clock.now().Add(storeRetry)}
 		}
-		if t == nil {
-			return Result{Entry: e} // deleted, and its queue with it
+		if t == nil { // deleted, and its queue with it; or made by another node, of which this one has not heard yet
+			_, err := d.store.Webhook(ctx, e.Event.RepoID, e.WebhookID)
+			switch {
+			case err == nil:
+				d.subscriptions.invalidate(e.Event.RepoID, e.WebhookSeq)
+				continue
+			case ErrorCode(err) == CodeNotFound:
+				return Result{Entry: e}
+			}
+			d.storeFailed("read webhooks", err)
+			return Result{Entry: e, RetryAt: d.clock.now().Add(storeRetry)}
 		}
 		if !t.Active && e.Trigger == TriggerAutomatic {
 			d.subscriptions.unuse(t)
+			wake(d.changed)                           // it may have been resumed by another node
 			return Result{Entry: e, RetryAt: e.DueAt} // it waits in the store until the webhook is active again
 		}
 		outcome, delivery := d.send(ctx, t, e)
@@ -54,7 +63,7 @@ func (d *Dispatcher) attempt(ctx context.Context, e *Entry) Result {
 
 // send makes one request and describes it as a delivery, unless it was cancelled.
 func (d *Dispatcher) send(ctx context.Context, t *use, e *Entry) (sender.Outcome, *Delivery) {
-	started := now()
+	started := d.clock.now()
 	delivery := &Delivery{
 		ID:        DeliveryID(e.Event, t.ID, e.Run, e.Attempt),
 		WebhookID: t.ID,
@@ -85,7 +94,7 @@ func (d *Dispatcher) send(ctx context.Context, t *use, e *Entry) (sender.Outcome
 	delivery.Success = outcome.Success()
 	delivery.ResponseStatus = outcome.Status
 	delivery.ResponseBody = outcome.Body
-	delivery.DeliveredAt = now()
+	delivery.DeliveredAt = d.clock.now()
 	delivery.Exchange.Header = outcome.Header
 	delivery.Exchange.Timings = Timings(outcome.Timings)
 	return outcome, delivery
@@ -126,6 +135,3 @@ func (d *Dispatcher) RequestHeader(delivery Delivery) http.Header {
 	}
 	return header
 }
-
-// now is the time as stores keep it: UTC, to the microsecond. It has no monotonic reading.
-func now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }

@@ -15,6 +15,7 @@ const (
 	// A retry that is due within hintHorizon is claimed on time; one further away by the first sweep after.
 	hintHorizon = time.Minute
 	maxHints    = 100_000
+	maxExpected = 256 // webhooks
 
 	claimWebhooks = 256     // in one claim, at most
 	claimEntries  = 1024    // in one claim, about
@@ -27,10 +28,13 @@ const (
 type claimer struct {
 	store   Store
 	sched   *scheduler
-	node    func() int64
+	now     func() time.Time // the store's
 	horizon time.Duration
 	failed  func(doing string, err error)
-	after   int64 // the webhook at which the last sweep stopped
+	// leaseFailed is called instead when something may have been leased all the same.
+	leaseFailed func(doing string, err error)
+	after       int64         // the webhook at which the last sweep stopped
+	sweepNow    chan struct{} // something may be due of which nobody has heard
 
 	mu    sync.Mutex
 	hints hints
@@ -40,13 +44,13 @@ type claimer struct {
 // hint says that a webhook has an entry due at a time.
 type hint struct {
 	at      time.Time
-	webhook DueWebhook
+	webhook int64
 	byHand  bool
 }
 
 // retryAt tells when a webhook has an entry due.
-func (c *claimer) retryAt(at time.Time, w DueWebhook, byHand bool) {
-	if at.Sub(now()) > hintHorizon {
+func (c *claimer) retryAt(at time.Time, webhook int64, byHand bool) {
+	if at.Sub(c.now()) > hintHorizon {
 		return
 	}
 	c.mu.Lock()
@@ -54,11 +58,22 @@ func (c *claimer) retryAt(at time.Time, w DueWebhook, byHand bool) {
 	if len(c.hints) >= maxHints {
 		return
 	}
-	heap.Push(&c.hints, hint{at, w, byHand})
+	heap.Push(&c.hints, hint{at, webhook, byHand})
 	if c.hints[0].at.Equal(at) {
-		select {
-		case c.early <- struct{}{}:
-		default:
+		wake(c.early)
+	}
+}
+
+// expect has webhooks claimed for several times soon: a transaction of the host's has entries for them, and nobody tells when it
+// commits. What commits later is found by the sweep.
+func (c *claimer) expect(webhooks []DueWebhook) {
+	if len(webhooks) > maxExpected {
+		return
+	}
+	soon := c.now()
+	for _, after := range []time.Duration{5, 20, 80, 320} {
+		for _, w := range webhooks {
+			c.retryAt(soon.Add(after*time.Millisecond), w.Seq, false)
 		}
 	}
 }
@@ -68,7 +83,7 @@ func (c *claimer) followHints() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for len(c.hints) > 0 {
-		wait := time.Until(c.hints[0].at)
+		wait := c.hints[0].at.Sub(c.now())
 		if wait > 0 {
 			return wait
 		}
@@ -93,6 +108,8 @@ func (c *claimer) run(ctx context.Context) {
 		case <-next.C:
 		case <-sweep.C:
 			c.sweep(ctx)
+		case <-c.sweepNow:
+			c.sweep(ctx)
 		}
 		next.Reset(c.followHints())
 	}
@@ -102,13 +119,13 @@ func (c *claimer) run(ctx context.Context) {
 // sweep goes on behind the last one.
 func (c *claimer) sweep(ctx context.Context) {
 	for !c.sched.crowded() {
-		due, err := c.store.Due(ctx, now(), c.horizon, c.after, sweepPage)
+		due, err := c.store.Due(ctx, c.now(), c.horizon, c.after, sweepPage)
 		if err != nil {
 			c.failed("look for what is due", err)
 			return
 		}
 		for _, w := range due {
-			c.sched.wantSpilled(w)
+			c.sched.wantSpilled(w.Seq)
 		}
 		c.claim(ctx)
 		if len(due) < sweepPage {
@@ -122,21 +139,21 @@ func (c *claimer) sweep(ctx context.Context) {
 // claim claims for the webhooks that are wanted and have room, until there is none left or the store fails.
 func (c *claimer) claim(ctx context.Context) {
 	for ctx.Err() == nil {
-		plan := c.sched.planClaim()
+		plan, node := c.sched.planClaim()
 		if len(plan) == 0 {
 			return
 		}
 		wants := make([]Want, len(plan))
 		for i, p := range plan {
-			wants[i] = Want{WebhookSeq: p.queue.Seq, Limit: p.limit}
+			wants[i] = Want{WebhookSeq: p.queue.seq, Limit: p.limit}
 		}
 		limit := min(claimBytes, max(1, c.sched.limits.bytes/8))
 		entries, err := c.store.Claim(ctx, Claim{
-			Node: c.node(), Now: now(), Horizon: c.horizon, Wants: wants, MaxBytes: limit,
+			Node: node, Now: c.now(), Horizon: c.horizon, Wants: wants, MaxBytes: limit,
 		})
-		c.sched.claimed(plan, entries, limit, err)
+		c.sched.claimed(plan, node, entries, limit, err)
 		if err != nil {
-			c.failed("claim what is due", err)
+			c.leaseFailed("claim what is due", err)
 			return
 		}
 	}
@@ -182,10 +199,10 @@ func (s *scheduler) claimSoon(q *queue) {
 }
 
 // wantRetry asks for a claim for a webhook that has a retry due, at once if that is of a run asked for by hand.
-func (s *scheduler) wantRetry(w DueWebhook, byHand bool) {
+func (s *scheduler) wantRetry(webhook int64, byHand bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	q := s.queue(w)
+	q := s.queue(webhook)
 	if byHand {
 		s.claimSoon(q)
 	}
@@ -193,10 +210,10 @@ func (s *scheduler) wantRetry(w DueWebhook, byHand bool) {
 }
 
 // wantSpilled asks for a claim for a webhook that has free entries, which later ones must not overtake.
-func (s *scheduler) wantSpilled(w DueWebhook) {
+func (s *scheduler) wantSpilled(webhook int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	q := s.queue(w)
+	q := s.queue(webhook)
 	q.spilled = true
 	s.want(q)
 }
@@ -208,21 +225,15 @@ func (s *scheduler) crowded() bool {
 	return len(s.queues) > 2*maxRemembered
 }
 
-func (s *scheduler) wake() {
-	select {
-	case s.signal <- struct{}{}:
-	default:
-	}
-}
+func (s *scheduler) wake() { wake(s.signal) }
 
-// planClaim takes webhooks to claim for and reserves places for their entries.
-func (s *scheduler) planClaim() []planned {
+// planClaim takes webhooks to claim for and reserves places for their entries. It returns the node to claim them for, too.
+func (s *scheduler) planClaim() (plan []planned, node int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopped || !time.Now().Before(s.leaseUntil) {
-		return nil
+		return nil, 0
 	}
-	var plan []planned
 	var waiting []*queue
 	share := max(probeQueue, claimEntries/max(1, min(len(s.claims), claimWebhooks)))
 	for i, q := range s.claims {
@@ -240,24 +251,24 @@ func (s *scheduler) planClaim() []planned {
 		plan = append(plan, p)
 	}
 	s.claims = waiting
-	return plan
+	return plan, s.node
 }
 
-// claimed puts claimed entries into their queues.
-func (s *scheduler) claimed(plan []planned, entries []*Entry, maxBytes int, err error) {
+// claimed puts entries that were claimed for a node into their queues.
+func (s *scheduler) claimed(plan []planned, node int64, entries []*Entry, maxBytes int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	got := make(map[int64]int, len(plan))
 	for _, e := range entries {
 		q := s.queues[e.WebhookSeq]
-		got[q.Seq]++
+		got[q.seq]++
 		n := len(e.Event.Payload)
 		maxBytes -= n
 		s.addBytes(q, cost(n))
-		s.add(q, e)
+		s.add(q, e, node)
 	}
 	// Who got least comes first the next time: one webhook with big payloads must not use up every claim's bytes.
-	slices.SortStableFunc(plan, func(a, b planned) int { return got[a.queue.Seq] - got[b.queue.Seq] })
+	slices.SortStableFunc(plan, func(a, b planned) int { return got[a.queue.seq] - got[b.queue.seq] })
 	for _, p := range plan {
 		q := p.queue
 		q.reserved -= p.limit
@@ -266,12 +277,12 @@ func (s *scheduler) claimed(plan []planned, entries []*Entry, maxBytes int, err 
 		case err != nil: // tried again after the next sweep
 			q.wanted, q.claiming = true, true
 			s.claims = append(s.claims, q)
-		case got[q.Seq] == p.limit || maxBytes <= 0: // there may be more
+		case got[q.seq] == p.limit || maxBytes <= 0: // there may be more
 			q.spilled = true
 			s.want(q)
 		case q.wanted || q.spills != p.spills: // something was committed meanwhile
 			s.want(q)
-		default: // there is no more, but for what is being committed
+		default: // there is no more, but for what is being committed, and what another node was just looking at
 			q.spilled = q.spilling > 0
 		}
 		s.settle(q)

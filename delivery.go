@@ -96,8 +96,12 @@ type Redelivery struct {
 	EventID    string
 	EventType  string
 
-	end  <-chan Delivery
-	stop func()
+	d       *Dispatcher
+	repoID  string
+	event   *AcceptedEvent
+	run     int64
+	attempt int // the first that was not in the log when that was looked at last
+	end     <-chan Delivery
 }
 
 // Redeliver sends the event of a past delivery again: to the webhook's current URL, with its current secrets, under the
@@ -125,32 +129,31 @@ func (d *Dispatcher) Redeliver(ctx context.Context, repoID, webhookID, deliveryI
 	if d.state.Load() != stateStarted {
 		return nil, Errorf(CodeUnavailable, "the dispatcher is not running")
 	}
-	e := &Entry{WebhookSeq: w.Seq, WebhookID: w.ID, Event: &event, Trigger: TriggerRedelivery, Attempt: 1, DueAt: now()}
+	e := &Entry{WebhookSeq: w.Seq, WebhookID: w.ID, Event: &event, Trigger: TriggerRedelivery, Attempt: 1, DueAt: d.clock.now()}
 	webhook := []DueWebhook{{Seq: w.Seq, ID: w.ID, RepoID: repoID}}
 	reserved := d.sched.reserve(e.Trigger, webhook, len(event.Payload))
 	node := int64(0)
 	if reserved[0] {
 		node = d.node.Load()
 	}
-	end, err := d.waits.enqueue(func() (*Entry, error) { return e, d.store.Enqueue(ctx, e, node) })
+	// A caller who goes away doesn't interrupt this: whether it was done would be unknown.
+	enqueueing, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	end, err := d.waits.enqueue(func() (*Entry, error) { return e, d.store.Enqueue(enqueueing, e, node) })
 	if err != nil {
 		d.sched.unreserve(webhook, len(event.Payload), reserved)
 		if ErrorCode(err) == CodeNotFound {
 			return nil, errPruned
 		}
-		if ctx.Err() != nil {
-			return nil, err
-		}
-		d.storeFailed("enqueue a redelivery", err)
+		d.leaseFailed("enqueue a redelivery", err)
 		return nil, notNow(err)
 	}
-	r := &Redelivery{
+	d.sched.enqueued(e, node)
+	return &Redelivery{
 		OriginalID: deliveryID, DeliveryID: DeliveryID(&event, w.ID, e.Run, 1),
 		WebhookID: w.ID, EventID: event.ID, EventType: event.Type,
-		end: end, stop: func() { d.waits.forget(e.Run) },
-	}
-	d.sched.enqueued(e, reserved[0])
-	return r, nil
+		d: d, repoID: repoID, event: &event, run: e.Run, attempt: 1, end: end,
+	}, nil
 }
 
 var errPruned = &Error{Code: CodeInvalid, Message: "the event's payload is no longer stored, so it can't be sent again (--retention, Config.Retention)"}
@@ -158,15 +161,46 @@ var errPruned = &Error{Code: CodeInvalid, Message: "the event's payload is no lo
 // Wait returns the last delivery of the run, at its end. It may be called once. When ctx ends first, or the Dispatcher
 // stops (CodeUnavailable), the run goes on all the same, after a restart if need be.
 func (r *Redelivery) Wait(ctx context.Context) (Delivery, error) {
-	defer r.stop()
-	select {
-	case delivery, ok := <-r.end:
-		if !ok {
-			return Delivery{}, Errorf(CodeUnavailable, "the run has no end yet: the webhook was deleted, or the dispatcher is stopping and goes on with it when it is started again")
+	defer r.d.waits.forget(r.run)
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	for {
+		select {
+		case delivery, ok := <-r.end:
+			if !ok {
+				return Delivery{}, errNoEnd
+			}
+			return delivery, nil
+		case <-look.C: // another node may have taken the run over, and ended it
+			delivery, err := r.look(ctx)
+			if err != nil || !delivery.DeliveredAt.IsZero() {
+				return delivery, err
+			}
+		case <-ctx.Done():
+			return Delivery{}, ctx.Err()
 		}
-		return delivery, nil
-	case <-ctx.Done():
-		return Delivery{}, ctx.Err()
+	}
+}
+
+// lookEvery is how often the log is asked for the end of a run that someone waits for.
+const lookEvery = time.Second
+
+var errNoEnd = &Error{Code: CodeUnavailable, Message: "the run has no end yet: the webhook was deleted, or the dispatcher is stopping and goes on with it when it is started again"}
+
+// look returns the last delivery of the run if the log has it. That the store can't say now is no error.
+func (r *Redelivery) look(ctx context.Context) (Delivery, error) {
+	for {
+		delivery, err := r.d.store.Delivery(ctx, r.repoID, r.WebhookID, DeliveryID(r.event, r.WebhookID, r.run, r.attempt))
+		if err != nil {
+			if _, err := r.d.store.Webhook(ctx, r.repoID, r.WebhookID); ErrorCode(err) == CodeNotFound {
+				return Delivery{}, errNoEnd
+			}
+			return Delivery{}, nil
+		}
+		if delivery.NextAttemptAt.IsZero() {
+			return delivery, nil
+		}
+		r.attempt++
 	}
 }
 

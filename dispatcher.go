@@ -17,6 +17,8 @@ const (
 	// has run out, others take its entries over.
 	leaseFor   = 30 * time.Second
 	pruneEvery = time.Minute
+	// changesEvery is how often the store is asked for changes that other nodes made to webhooks.
+	changesEvery = 500 * time.Millisecond
 	// lastWords is for how long a stopping node tries to write what is left, whatever its context says.
 	lastWords = 5 * time.Second
 	// complainEvery is how often the log mentions that a store fails at the same thing.
@@ -39,8 +41,11 @@ type Dispatcher struct {
 	sched         *scheduler
 	commits       *groupCommit
 	claims        *claimer
+	clock         *clock
 	node          atomic.Int64
-	lost          chan struct{} // the store says that the lease was released
+	uncertain     atomic.Bool   // something may have been leased to the node of which it doesn't know
+	lost          chan struct{} // the store says that the lease was released, or it is uncertain
+	changed       chan struct{} // webhooks may have changed
 
 	lifecycle              sync.Mutex // held by Start and Stop
 	state                  atomic.Int32
@@ -94,13 +99,18 @@ func New(store Store, cfg Config) (*Dispatcher, error) {
 	if err != nil {
 		return nil, err
 	}
+	clock := &clock{}
+	if err := clock.set(context.Background(), store); err != nil {
+		return nil, err
+	}
 	d := &Dispatcher{
-		cfg: cfg, store: store, log: cfg.Logger, box: box, headers: brandedHeaders(cfg.Brand),
+		cfg: cfg, store: store, log: cfg.Logger, box: box, headers: brandedHeaders(cfg.Brand), clock: clock,
 		sender: sender.New(sender.Config{
 			AllowTargets: targets, Timeout: cfg.Timeout,
 		}),
-		subscriptions: newSubscriptions(store, box),
+		subscriptions: newSubscriptions(store, box, clock.now),
 		lost:          make(chan struct{}, 1),
+		changed:       make(chan struct{}, 1),
 		background:    newStoppable(),
 		committing:    newStoppable(),
 	}
@@ -113,11 +123,11 @@ func New(store Store, cfg Config) (*Dispatcher, error) {
 		d.commits.record,
 	)
 	d.commits.sched = d.sched
-	d.commits.failed = d.storeFailed
+	d.commits.failed = d.leaseFailed
 	d.commits.committed = d.committed
 	d.claims = &claimer{
-		store: store, sched: d.sched, node: d.node.Load, failed: d.storeFailed,
-		horizon: cfg.RetryPolicy.longest() + leaseFor, early: make(chan struct{}, 1),
+		store: store, sched: d.sched, now: clock.now, failed: d.storeFailed, leaseFailed: d.leaseFailed, horizon: cfg.RetryPolicy.longest() + leaseFor,
+		early: make(chan struct{}, 1), sweepNow: make(chan struct{}, 1),
 	}
 	return d, nil
 }
@@ -140,6 +150,10 @@ func (d *Dispatcher) Start(ctx context.Context) error {
 	d.background.run(d.keepLease)
 	d.claims.sweep(ctx) // before new events can overtake what is in the store
 	d.background.run(d.claims.run)
+	d.background.run(d.followChanges)
+	if notifier, ok := d.store.(Notifier); ok {
+		d.background.run(func(ctx context.Context) { notifier.Listen(ctx, d.notified) })
+	}
 	d.background.run(d.maintain)
 	d.state.Store(stateStarted)
 	return nil
@@ -179,7 +193,7 @@ func (d *Dispatcher) Stop(ctx context.Context) error {
 	<-finished // by now every event on its way in has its answer
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWords)
 	defer cancel()
-	if _, releaseErr := d.store.Release(last, d.node.Load(), now()); releaseErr != nil {
+	if _, releaseErr := d.store.Release(last, d.node.Load(), d.clock.now()); releaseErr != nil {
 		err = errors.Join(err, releaseErr) // the lease runs out by itself
 	}
 	d.waits.cancel(0)
@@ -202,16 +216,24 @@ func (d *Dispatcher) Ready() error {
 
 // join gets a lease and releases those that ran out.
 func (d *Dispatcher) join(ctx context.Context) error {
-	if _, err := d.store.Release(ctx, 0, now()); err != nil {
+	if err := d.clock.set(ctx, d.store); err != nil {
 		return err
 	}
-	until := time.Now().Add(leaseFor)
-	node, err := d.store.Lease(ctx, 0, now().Add(leaseFor))
+	if _, err := d.store.Release(ctx, 0, d.clock.now()); err != nil {
+		return err
+	}
+	return d.lease(ctx, 0)
+}
+
+// lease gets a lease, or renews a node's.
+func (d *Dispatcher) lease(ctx context.Context, node int64) error {
+	until := time.Now().Add(leaseFor - d.clock.late()) // others see the end that much earlier
+	node, err := d.store.Lease(ctx, node, d.clock.now().Add(leaseFor))
 	if err != nil {
 		return err
 	}
 	d.node.Store(node)
-	d.sched.lease(until)
+	d.sched.lease(node, until)
 	return nil
 }
 
@@ -229,30 +251,95 @@ func (d *Dispatcher) keepLease(ctx context.Context) {
 		case <-retry.C:
 		case <-d.lost:
 		}
-		if err := d.renew(ctx); err != nil && ctx.Err() == nil {
+		err := d.renew(ctx)
+		if err != nil && ctx.Err() == nil {
 			d.storeFailed("renew the node's lease", err)
+		}
+		if err != nil || d.uncertain.Load() {
 			retry.Reset(storeRetry)
 		}
 	}
 }
 
 func (d *Dispatcher) renew(ctx context.Context) error {
-	until := time.Now().Add(leaseFor)
-	_, err := d.store.Lease(ctx, d.node.Load(), now().Add(leaseFor))
-	if ErrorCode(err) == CodeConflict {
+	ctx, cancel := context.WithTimeout(ctx, leaseFor/3)
+	defer cancel()
+	if err := d.clock.set(ctx, d.store); err != nil {
+		return err
+	}
+	if d.uncertain.Load() {
+		return d.rejoin(ctx)
+	}
+	switch err := d.lease(ctx, d.node.Load()); {
+	case ErrorCode(err) == CodeConflict:
 		d.log.Warn("the node's lease ran out and others took its entries over; it goes on as a new node", "lease", leaseFor.String())
 		d.sched.drop()
 		return d.join(ctx)
-	}
-	if err != nil {
+	case err != nil:
 		return err
 	}
-	d.sched.lease(until)
-	n, err := d.store.Release(ctx, 0, now())
+	n, err := d.store.Release(ctx, 0, d.clock.now())
 	if n > 0 {
 		d.log.Info("took over the entries of dead nodes", "nodes", n)
 	}
 	return err
+}
+
+// rejoin frees all that is leased to the node, and goes on as a new one: the store was lost in the middle of a commit, and may
+// have leased to the node what that has not got.
+func (d *Dispatcher) rejoin(ctx context.Context) error {
+	d.sched.drop()              // before others may claim it
+	if d.commits.hasResults() { // as long as the node has its lease, what they are of need not be sent again
+		if _, err := d.store.Lease(ctx, d.node.Load(), d.clock.now().Add(leaseFor)); ErrorCode(err) != CodeConflict {
+			return err
+		}
+	}
+	if _, err := d.store.Release(ctx, d.node.Load(), d.clock.now()); err != nil {
+		return err
+	}
+	if err := d.join(ctx); err != nil {
+		return err
+	}
+	d.uncertain.Store(false)
+	d.log.Warn("the store was lost in the middle of a commit; the node gave up its lease and goes on as a new one")
+	return nil
+}
+
+// followChanges makes changes of webhooks effective that other nodes made.
+func (d *Dispatcher) followChanges(ctx context.Context) {
+	tick := time.NewTicker(changesEvery)
+	defer tick.Stop()
+	for version := int64(0); ; {
+		changes, err := d.store.Changes(ctx, version)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			d.storeFailed("look for changes of webhooks", err)
+		default:
+			version = changes.Version
+			d.subscriptions.follow(changes)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-d.changed:
+		}
+	}
+}
+
+// notified takes up what a [Notifier] tells.
+func (d *Dispatcher) notified(n Notification) {
+	for _, webhook := range n.Due {
+		d.sched.wantSpilled(webhook)
+	}
+	if n.Changed || len(n.Due) == 0 {
+		wake(d.changed)
+	}
+	if !n.Changed && len(n.Due) == 0 {
+		wake(d.claims.sweepNow)
+	}
 }
 
 // maintain removes what is older than the retention, and encrypts secrets that an import brought in as plaintext.
@@ -263,7 +350,7 @@ func (d *Dispatcher) maintain(ctx context.Context) {
 		if !sealed {
 			sealed = d.sealPlaintexts(ctx)
 		}
-		n, err := d.store.Prune(ctx, now().Add(-d.cfg.Retention))
+		n, err := d.store.Prune(ctx, d.clock.now().Add(-d.cfg.Retention))
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -280,16 +367,22 @@ func (d *Dispatcher) maintain(ctx context.Context) {
 	}
 }
 
+// leaseFailed is storeFailed for what leases entries to the node.
+func (d *Dispatcher) leaseFailed(doing string, err error) {
+	switch {
+	case isUncertain(err):
+		d.uncertain.Store(true)
+		wake(d.lost)
+	case ErrorCode(err) == CodeConflict:
+		wake(d.lost)
+	}
+	d.storeFailed(doing, err)
+}
+
 // storeFailed logs an error of the store, and each kind not too often.
 func (d *Dispatcher) storeFailed(doing string, err error) {
 	if errors.Is(err, context.Canceled) {
 		return
-	}
-	if ErrorCode(err) == CodeConflict {
-		select {
-		case d.lost <- struct{}{}:
-		default:
-		}
 	}
 	last, _ := d.complain.Load(doing)
 	if t, ok := last.(time.Time); ok && time.Since(t) < complainEvery {
@@ -302,7 +395,7 @@ func (d *Dispatcher) storeFailed(doing string, err error) {
 // committed tells a recorded result to those who wait for it.
 func (d *Dispatcher) committed(r Result) {
 	if !r.RetryAt.IsZero() && r.Delivery != nil {
-		d.claims.retryAt(r.RetryAt, r.Entry.webhook(), r.Entry.Trigger != TriggerAutomatic)
+		d.claims.retryAt(r.RetryAt, r.Entry.WebhookSeq, r.Entry.Trigger != TriggerAutomatic)
 	}
 	if r.RetryAt.IsZero() && r.Entry.Run != 0 {
 		d.waits.ended(r)
@@ -311,3 +404,41 @@ func (d *Dispatcher) committed(r Result) {
 		d.cfg.OnDelivery(*r.Delivery)
 	}
 }
+
+// wake tells who waits on the channel, which has room for one, that there is something to do.
+func wake(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// clock tells the time of the store, whatever the node's own clock says. It is never ahead of the store's, and behind by no
+// more than late.
+type clock struct{ reading atomic.Pointer[clockReading] }
+
+type clockReading struct {
+	store time.Time     // what the store said
+	at    time.Time     // when, by the node's monotonic clock
+	took  time.Duration // to get its answer
+}
+
+// set asks the store what time it is.
+func (c *clock) set(ctx context.Context, store Store) error {
+	asked := time.Now()
+	t, err := store.Now(ctx)
+	if err != nil {
+		return err
+	}
+	answered := time.Now()
+	c.reading.Store(&clockReading{t, answered, answered.Sub(asked)})
+	return nil
+}
+
+// now is the time as stores keep it: UTC, to the microsecond.
+func (c *clock) now() time.Time {
+	r := c.reading.Load()
+	return r.store.Add(time.Since(r.at)).UTC().Truncate(time.Microsecond)
+}
+
+func (c *clock) late() time.Duration { return c.reading.Load().took }

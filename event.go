@@ -66,28 +66,83 @@ func (d *Dispatcher) Dispatch(ctx context.Context, e Event) (Receipt, error) {
 	if err != nil {
 		return Receipt{}, err
 	}
-	subs, err := d.subscriptions.of(ctx, e.RepoID)
+	webhooks, err := d.match(ctx, event)
 	if err != nil {
 		return Receipt{}, err
 	}
-	var webhooks []DueWebhook
-	for _, t := range subs.targets {
-		if t.Subscribes(e.Type) {
-			webhooks = append(webhooks, DueWebhook{Seq: t.Seq, ID: t.ID, RepoID: t.RepoID})
+	if len(webhooks) == 0 {
+		if receipt, err := d.unwanted(ctx, event, e.ID != ""); err != nil || receipt.Duplicate {
+			return receipt, err
 		}
-	}
-	if len(webhooks) == 0 && e.ID != "" {
-		return d.acceptedBefore(ctx, event)
 	}
 	return d.accept(ctx, event, TriggerAutomatic, webhooks)
 }
 
-// acceptedBefore answers for an event that no webhook wants now. One may have when it was dispatched first.
-func (d *Dispatcher) acceptedBefore(ctx context.Context, event *AcceptedEvent) (Receipt, error) {
+// DispatchTx accepts an event in a transaction of the host's own, which the store makes a [Tx] of: it is delivered if and only
+// if that transaction commits, soon after that, and within a second or two by any node if this process dies then. The receipt
+// counts from the commit on.
+//
+// It works without Start, too, in a process that leaves delivering to others. The errors are those of [Dispatcher.Dispatch];
+// after one of CodeUnavailable, CodeUncertain or CodeInternal the transaction should be rolled back. Events accepted in
+// transactions go out in the order of these calls, as far as they have committed by then, and are not ordered with those of
+// Dispatch.
+func (d *Dispatcher) DispatchTx(ctx context.Context, tx Tx, e Event) (Receipt, error) {
+	event, err := d.prepare(ctx, e)
+	if err != nil {
+		return Receipt{}, err
+	}
+	if d.state.Load() != stateStarted {
+		d.subscriptions.invalidate(e.RepoID, 0) // nobody follows the changes of other nodes
+	}
+	webhooks, err := d.match(ctx, event)
+	if err != nil {
+		return Receipt{}, err
+	}
+	if len(webhooks) == 0 {
+		return d.unwanted(ctx, event, e.ID != "")
+	}
+	event.Deliveries = len(webhooks)
+	accepting := NewEvent{Event: event, Trigger: TriggerAutomatic, Targets: make([]Target, len(webhooks))}
+	for i, w := range webhooks {
+		accepting.Targets[i].WebhookSeq = w.Seq
+	}
+	accepted, err := tx.Accept(ctx, accepting)
+	if err == nil {
+		err = accepted.Err
+	}
+	if err != nil {
+		return Receipt{}, err
+	}
+	if _, ok := d.store.(Notifier); !ok {
+		d.claims.expect(webhooks)
+	}
+	return Receipt{EventID: event.ID, Deliveries: accepted.Deliveries, Duplicate: accepted.Duplicate}, nil
+}
+
+// match returns the webhooks that an event goes to.
+func (d *Dispatcher) match(ctx context.Context, event *AcceptedEvent) (webhooks []DueWebhook, err error) {
+	subs, err := d.subscriptions.of(ctx, event.RepoID)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range subs.targets {
+		if t.Subscribes(event.Type) {
+			webhooks = append(webhooks, DueWebhook{Seq: t.Seq, ID: t.ID, RepoID: t.RepoID})
+		}
+	}
+	return webhooks, nil
+}
+
+// unwanted answers for an event that no webhook wants now, and for which nothing is stored. If its ID is the caller's, one may
+// have wanted it when it was dispatched first.
+func (d *Dispatcher) unwanted(ctx context.Context, event *AcceptedEvent, named bool) (Receipt, error) {
+	if !named {
+		return Receipt{EventID: event.ID}, nil
+	}
 	first, err := d.store.Event(ctx, event.RepoID, event.ID)
 	switch {
 	case ErrorCode(err) == CodeNotFound:
-		return d.accept(ctx, event, TriggerAutomatic, nil)
+		return Receipt{EventID: event.ID}, nil
 	case err != nil:
 		return Receipt{}, err
 	case first.Type != event.Type || !bytes.Equal(first.Payload, event.Payload):
@@ -117,7 +172,7 @@ type pingPayload struct {
 	Events    []string `json:"events"`
 }
 
-// accept commits an event for webhooks. With none there is nothing to promise, and nothing is stored.
+// accept commits an event for webhooks. With none there is nothing to promise.
 func (d *Dispatcher) accept(ctx context.Context, event *AcceptedEvent, trigger Trigger, webhooks []DueWebhook) (Receipt, error) {
 	d.accepting.RLock()
 	defer d.accepting.RUnlock()
@@ -142,7 +197,7 @@ func (d *Dispatcher) prepare(ctx context.Context, e Event) (*AcceptedEvent, erro
 	if !d.knows(e.Type) {
 		return nil, invalid("eventType", "unknown event type %.128q; the valid ones are %s", e.Type, strings.Join(d.EventTypes(), ", "))
 	}
-	event := &AcceptedEvent{ID: e.ID, RepoID: e.RepoID, Type: e.Type, CreatedAt: now()}
+	event := &AcceptedEvent{ID: e.ID, RepoID: e.RepoID, Type: e.Type, CreatedAt: d.clock.now()}
 	if event.ID == "" {
 		event.ID = newID(event.CreatedAt)
 	} else if err := checkEventID(event.ID); err != nil {

@@ -2,6 +2,7 @@ package posthorn
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 )
@@ -9,6 +10,9 @@ import (
 const (
 	// Results may wait this long for company; what was promised is durable without them. Events never wait.
 	maxResultDelay = 20 * time.Millisecond
+	// slowCommit is how long a commit may take before no more attempts start: as long as their results can't be recorded
+	// they would have to be made again if the node died, or lost its lease.
+	slowCommit = time.Second
 	// storeRetry is how long to wait after the store failed.
 	storeRetry = time.Second
 	// commitTimeout is for how long the store may take over a batch.
@@ -26,9 +30,10 @@ const (
 // groupCommit writes events and results to the store, many in one transaction: while one batch is being committed the
 // next one gathers. A batch that fails fails its events; its results are kept and committed with a later one.
 type groupCommit struct {
-	store  Store
-	sched  *scheduler
-	node   func() int64
+	store Store
+	sched *scheduler
+	node  func() int64
+	// failed is called when a commit failed.
 	failed func(doing string, err error)
 	// committed is called for each result once it is committed, in the order of the log.
 	committed func(Result)
@@ -100,12 +105,7 @@ func (g *groupCommit) record(r Result) {
 	}
 }
 
-func (g *groupCommit) wake() {
-	select {
-	case g.signal <- struct{}{}:
-	default:
-	}
-}
+func (g *groupCommit) wake() { wake(g.signal) }
 
 // run commits until the context ends, and then what is left, unless the store fails.
 func (g *groupCommit) run(ctx context.Context) {
@@ -148,6 +148,13 @@ func (g *groupCommit) hasEvents() bool {
 	return len(g.events) > 0
 }
 
+// hasResults reports whether results wait that were tried before, or have just come.
+func (g *groupCommit) hasResults() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.results) > 0
+}
+
 // drain commits what is left at the end, for as long as the store takes it. Afterwards no event is left without an answer.
 func (g *groupCommit) drain() {
 	deadline := time.Now().Add(lastWords)
@@ -170,10 +177,19 @@ func (g *groupCommit) drain() {
 // notNow makes the store's failure to write a batch, or its refusal because the node's lease was lost, an error for
 // those who had something in it: it is no fault of theirs, and may work the next time.
 func notNow(err error) error {
-	if ErrorCode(err) == CodeUnavailable {
+	switch {
+	case ErrorCode(err) == CodeUnavailable:
 		return err
+	case isUncertain(err):
+		return Errorf(CodeUncertain, "the store was lost in the middle of a commit, so it may have been accepted or not; "+
+			"the same eventId again settles it: %w", err)
 	}
 	return Errorf(CodeUnavailable, "nothing was accepted, because the store failed: %w", err)
+}
+
+// isUncertain reports whether what a failed call was to write may have been written.
+func isUncertain(err error) bool {
+	return ErrorCode(err) == CodeUncertain || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
 // commit commits one batch and reports whether there was more than fits into one.
@@ -194,7 +210,20 @@ func (g *groupCommit) commit() (more bool, err error) {
 		}
 		batch.Events = append(batch.Events, NewEvent{Event: a.event, Targets: targets, Trigger: a.trigger})
 	}
+	committing := true // guarded by mu
+	slow := time.AfterFunc(slowCommit, func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if committing {
+			g.sched.block(true)
+		}
+	})
 	acceptances, err := g.store.Commit(ctx, batch)
+	slow.Stop()
+	g.mu.Lock()
+	committing = false
+	g.sched.block(err != nil && len(results) > 0) // these are tried again until it works, which ends it
+	g.mu.Unlock()
 	if err != nil {
 		g.failed("commit events and results", err)
 		for _, a := range events {
@@ -211,7 +240,7 @@ func (g *groupCommit) commit() (more bool, err error) {
 		if got.Err != nil || got.Duplicate {
 			g.sched.unreserve(a.webhooks, len(a.event.Payload), a.reserved)
 		} else {
-			g.sched.accepted(a)
+			g.sched.accepted(a, batch.Node)
 		}
 		a.answer <- answer{Receipt{EventID: a.event.ID, Deliveries: got.Deliveries, Duplicate: got.Duplicate}, got.Err}
 	}

@@ -38,7 +38,9 @@ type scheduler struct {
 	unrecorded int  // deliveries that are not committed yet
 	starved    bool // something had to wait for lack of bytes
 	claims     []*queue
+	node       int64 // that has the entries leased; 0 while there is no lease
 	leaseUntil time.Time
+	blocked    bool // results can't be recorded now: what were sent meanwhile might be sent again
 	stopped    bool
 	workers    sync.WaitGroup
 }
@@ -88,7 +90,7 @@ func (l limits) maxUnrecorded() int { return 4 * l.inFlight }
 
 // queue is what a node has in memory of one webhook.
 type queue struct {
-	DueWebhook
+	seq       int64    // the webhook's
 	byHand    []*Entry // asked for by hand: these go first
 	automatic []*Entry
 	used      usage
@@ -116,11 +118,11 @@ func cost(payload int) int { return payload + entryBytes }
 
 // queue returns the queue of a webhook, making it if need be. The caller holds mu, as for all methods that take or
 // return a *queue.
-func (s *scheduler) queue(w DueWebhook) *queue {
-	q := s.queues[w.Seq]
+func (s *scheduler) queue(webhook int64) *queue {
+	q := s.queues[webhook]
 	if q == nil {
-		q = &queue{DueWebhook: w, limit: 1, standing: unknown}
-		s.queues[w.Seq] = q
+		q = &queue{seq: webhook, limit: 1, standing: unknown}
+		s.queues[webhook] = q
 	}
 	return q
 }
@@ -132,7 +134,7 @@ func (s *scheduler) reserve(trigger Trigger, webhooks []DueWebhook, payload int)
 	defer s.mu.Unlock()
 	reserved := make([]bool, len(webhooks))
 	for i, w := range webhooks {
-		q := s.queue(w)
+		q := s.queue(w.Seq)
 		if !s.fits(q, trigger, cost(payload)) {
 			q.spilling++
 			continue
@@ -145,10 +147,13 @@ func (s *scheduler) reserve(trigger Trigger, webhooks []DueWebhook, payload int)
 }
 
 func (s *scheduler) fits(q *queue, trigger Trigger, bytes int) bool {
-	if trigger != TriggerAutomatic { // it goes before what is queued, so it need not wait for that to be claimed
-		return !s.stopped && len(q.byHand)+q.reserved < s.limits.queued && mayUse(proven, s.limits.bytes, s.bytes(), bytes)
+	if s.stopped || s.node == 0 {
+		return false
 	}
-	return !s.stopped && !q.spilled && q.spilling == 0 && s.room(q) > 0 && s.hasBytes(q, bytes)
+	if trigger != TriggerAutomatic { // it goes before what is queued, so it need not wait for that to be claimed
+		return len(q.byHand)+q.reserved < s.limits.queued && mayUse(proven, s.limits.bytes, s.bytes(), bytes)
+	}
+	return !q.spilled && q.spilling == 0 && s.room(q) > 0 && s.hasBytes(q, bytes)
 }
 
 // unreserve takes back reservations for what was not committed.
@@ -156,7 +161,7 @@ func (s *scheduler) unreserve(webhooks []DueWebhook, payload int, reserved []boo
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, w := range webhooks {
-		q := s.queue(w)
+		q := s.queue(w.Seq)
 		if reserved[i] {
 			q.reserved--
 			s.addBytes(q, -cost(payload))
@@ -167,12 +172,12 @@ func (s *scheduler) unreserve(webhooks []DueWebhook, payload int, reserved []boo
 	}
 }
 
-// accepted queues the entries of an event that was committed, and has those claimed that were spilled.
-func (s *scheduler) accepted(a *acceptance) {
+// accepted queues the entries of an event that was committed by a node, and has those claimed that were spilled.
+func (s *scheduler) accepted(a *acceptance, node int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, w := range a.webhooks {
-		q := s.queue(w)
+		q := s.queue(w.Seq)
 		if !a.reserved[i] {
 			s.spilled(q)
 			if a.trigger != TriggerAutomatic {
@@ -184,23 +189,24 @@ func (s *scheduler) accepted(a *acceptance) {
 		s.add(q, &Entry{
 			WebhookSeq: w.Seq, WebhookID: w.ID, Event: a.event, Trigger: a.trigger,
 			Attempt: 1, DueAt: a.event.CreatedAt, Queued: a.trigger != TriggerAutomatic,
-		})
+		}, node)
 	}
 	s.start()
 }
 
-// enqueued queues an entry that was committed by itself, in the place reserved for it, or has it claimed.
-func (s *scheduler) enqueued(e *Entry, reserved bool) {
+// enqueued queues an entry that was committed by itself for a node, in the place reserved for it, or with node 0 has it
+// claimed.
+func (s *scheduler) enqueued(e *Entry, node int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	q := s.queue(e.webhook())
-	if !reserved {
+	q := s.queue(e.WebhookSeq)
+	if node == 0 {
 		s.spilled(q)
 		s.claimSoon(q)
 		return
 	}
 	q.reserved--
-	s.add(q, e)
+	s.add(q, e, node)
 	s.start()
 }
 
@@ -212,9 +218,9 @@ func (s *scheduler) spilled(q *queue) {
 	s.want(q)
 }
 
-// add puts an entry into its queue. Its bytes are counted already. The caller calls start after.
-func (s *scheduler) add(q *queue, e *Entry) {
-	if s.stopped { // the release of the node's lease frees it
+// add puts an entry that a node has leased into its queue. Its bytes are counted already. The caller calls start after.
+func (s *scheduler) add(q *queue, e *Entry, node int64) {
+	if s.stopped || node != s.node { // the release of the node's lease frees it
 		s.addBytes(q, -cost(len(e.Event.Payload)))
 		return
 	}
@@ -290,7 +296,7 @@ func (s *scheduler) list(q *queue) {
 // next takes the entry whose turn it is, or returns nil.
 func (s *scheduler) next() (*queue, *Entry) {
 	for {
-		if s.stopped || s.unrecorded >= s.limits.maxUnrecorded() || !time.Now().Before(s.leaseUntil) {
+		if s.stopped || s.blocked || s.unrecorded >= s.limits.maxUnrecorded() || !time.Now().Before(s.leaseUntil) {
 			return nil, nil
 		}
 		q := s.nextQueue()
@@ -452,7 +458,7 @@ func (s *scheduler) settle(q *queue) {
 		return
 	}
 	if q.standing == unknown && q.failures == 0 {
-		delete(s.queues, q.Seq)
+		delete(s.queues, q.seq)
 		return
 	}
 	if len(s.queues) <= maxRemembered {
@@ -474,12 +480,23 @@ func (q *queue) idle() bool {
 	return q.used == usage{} && q.spilling == 0 && !q.spilled && !q.wanted && !q.claiming && !q.listed
 }
 
-// lease sets until when the node's lease lasts. Without one no attempt starts.
-func (s *scheduler) lease(until time.Time) {
+// block makes no more attempts start while results can't be recorded.
+func (s *scheduler) block(blocked bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.leaseUntil = until
+	s.blocked = blocked
 	s.start()
+}
+
+// lease sets whose lease the entries are under and until when it lasts. Without one no attempt starts.
+func (s *scheduler) lease(node int64, until time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.node, s.leaseUntil = node, until
+	s.start()
+	if len(s.claims) > 0 {
+		s.wake()
+	}
 }
 
 func (s *scheduler) leased() bool {
@@ -488,10 +505,11 @@ func (s *scheduler) leased() bool {
 	return time.Now().Before(s.leaseUntil)
 }
 
-// drop forgets all entries that are not in flight: the node's lease was lost and they are no longer its own.
+// drop forgets the lease and all entries that are not in flight: they are no longer the node's own, or will soon not be.
 func (s *scheduler) drop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.node, s.leaseUntil = 0, time.Time{}
 	for _, q := range s.queues {
 		for _, entries := range [][]*Entry{q.byHand, q.automatic} {
 			for _, e := range entries {

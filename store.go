@@ -155,10 +155,6 @@ type Entry struct {
 	Queued bool
 }
 
-func (e *Entry) webhook() DueWebhook {
-	return DueWebhook{Seq: e.WebhookSeq, ID: e.WebhookID, RepoID: e.Event.RepoID}
-}
-
 // Batch is what one Commit writes.
 type Batch struct {
 	Node    int64 // whose leases the new entries become and the results are of

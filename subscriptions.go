@@ -25,6 +25,7 @@ const maxCached = 50_000
 type subscriptions struct {
 	store Store
 	box   *secretbox.Box
+	now   func() time.Time // the store's
 
 	mu    sync.RWMutex
 	repos map[string]*subscribers
@@ -61,12 +62,12 @@ type use struct {
 	revoked atomic.Bool // the webhook was changed or deleted since
 }
 
-func newSubscriptions(store Store, box *secretbox.Box) *subscriptions {
-	return &subscriptions{store: store, box: box, repos: map[string]*subscribers{}, uses: map[*use]struct{}{}, seed: maphash.MakeSeed()}
+func newSubscriptions(store Store, box *secretbox.Box, now func() time.Time) *subscriptions {
+	return &subscriptions{store: store, box: box, now: now, repos: map[string]*subscribers{}, uses: map[*use]struct{}{}, seed: maphash.MakeSeed()}
 }
 
 func (s *subscriptions) of(ctx context.Context, repoID string) (*subscribers, error) {
-	now := time.Now()
+	now := s.now()
 	if subs := s.cached(repoID, now); subs != nil {
 		return subs, nil
 	}
@@ -155,14 +156,37 @@ func (s *subscriptions) invalidate(repoID string, webhookSeq int64) {
 	s.mu.Lock()
 	s.forget(repoID)
 	s.mu.Unlock()
+	s.revoke(func(u *use) bool { return u.Seq == webhookSeq })
+}
+
+func (s *subscriptions) revoke(which func(*use) bool) {
 	s.changes.Add(1)
 	s.useMu.Lock()
 	defer s.useMu.Unlock()
 	for u := range s.uses {
-		if u.Seq == webhookSeq {
+		if which(u) {
 			u.revoked.Store(true)
 		}
 	}
+}
+
+// follow makes changes effective that were made by this node or another.
+func (s *subscriptions) follow(changes Changes) {
+	for _, w := range changes.Webhooks {
+		s.invalidate(w.RepoID, w.Seq)
+	}
+	if !changes.All {
+		return
+	}
+	for i := range s.loads {
+		s.loads[i].Lock()
+		defer s.loads[i].Unlock()
+	}
+	s.mu.Lock()
+	clear(s.repos)
+	s.size = 0
+	s.mu.Unlock()
+	s.revoke(func(*use) bool { return true })
 }
 
 func (s *subscriptions) load(repoID string) *sync.Mutex {

@@ -115,7 +115,7 @@ func (d *Dispatcher) CreateWebhook(ctx context.Context, n NewWebhook) (Webhook, 
 	if err := d.checkRepo(ctx, n.RepoID); err != nil {
 		return Webhook{}, err
 	}
-	t := now()
+	t := d.clock.now()
 	w := Webhook{
 		ID: newID(t), RepoID: n.RepoID, URL: n.URL, Events: slices.Clone(n.Events), Active: true,
 		Description: n.Description, CreatedAt: t, UpdatedAt: t,
@@ -147,13 +147,13 @@ func (d *Dispatcher) UpdateWebhook(ctx context.Context, repoID, id string, p Web
 	}
 	d.subscriptions.invalidate(repoID, w.Seq)
 	if p.Active != nil && *p.Active {
-		d.sched.wantSpilled(DueWebhook{Seq: w.Seq, ID: w.ID, RepoID: w.RepoID})
+		d.sched.wantSpilled(w.Seq)
 	}
 	return w, nil
 }
 
 func (d *Dispatcher) patch(w *Webhook, p WebhookPatch) error {
-	w.UpdatedAt = now()
+	w.UpdatedAt = d.clock.now()
 	if p.URL != nil {
 		w.URL = *p.URL
 	}
