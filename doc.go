@@ -1,7 +1,8 @@
 // Package posthorn delivers webhooks: it takes an event, stores it durably, POSTs it signed to every webhook that
 // subscribes to it, retries what fails, logs every attempt, and sends again on request.
 //
-// A [Dispatcher] does all that, on a [Store]; package sqlite has one that needs nothing but a file:
+// A [Dispatcher] does all that, on a [Store]; package sqlite has one that needs nothing but a file, package postgres one
+// for many machines:
 //
 //	store, err := sqlite.Open(ctx, "posthorn.db")
 //	d, err := posthorn.New(store, posthorn.Config{})
@@ -42,8 +43,12 @@
 //
 // # Running it
 //
-// A Dispatcher may run in several processes on one store, if the store can be shared; each is a node. Nodes lease what
-// they work on, and take over what a dead one leaves.
+// A Dispatcher may run in several processes on one store, if the store can be shared, as that of package postgres; each is a
+// node. Nodes lease what they work on, and take over what a dead one leaves. Limits, and the order of first attempts, are each
+// node's own.
+//
+// [Dispatcher.DispatchTx] accepts an event in a transaction of the host's own, if that is in the store's database: the event is
+// delivered if and only if the transaction commits.
 //
 // The command posthorn (cmd/posthorn) is this library with a REST API (package httpapi) in front of it.
 package posthorn
