@@ -17,14 +17,19 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: test
-test: ## Run all tests, with the race detector where there is a C compiler
+test: ## Run all tests on SQLite and PostgreSQL, with the race detector where there is a C compiler
 	@if command -v "$$(go env CC)" >/dev/null; then \
-		echo 'go test -race -timeout 15m ./...'; \
-		CGO_ENABLED=1 go test -race -timeout 15m ./...; \
+		export CGO_ENABLED=1 RACE=-race; \
 	else \
 		echo 'NO RACE DETECTOR: it needs a C compiler, and none was found. Testing without it.'; \
-		CGO_ENABLED=0 go test -timeout 15m ./...; \
-	fi
+		export CGO_ENABLED=0 RACE=; \
+	fi; \
+	go run ./internal/pgtest/with $(MAKE) --no-print-directory test-stores
+
+.PHONY: test-stores
+test-stores: # the part of test that needs a PostgreSQL to be there
+	go test $(RACE) -timeout 20m ./...
+	POSTHORN_TEST_STORE=postgres go test $(RACE) -timeout 20m -run 'TestContract|TestCrash|TestIsolation' ./cmd/posthorn
 
 .PHONY: lint
 lint: ## Check formatting, run go vet and golangci-lint
