@@ -8,6 +8,13 @@ import (
 	"zombiezen.com/go/sqlite"
 )
 
+// These are executed by two drivers; see Tx.
+const (
+	insertEvent = `INSERT INTO posthorn_events (id, repo_id, type, created_at, deliveries, payload, seq)
+		VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id, repo_id) DO NOTHING`
+	selectSameEvent = "SELECT seq, deliveries, type = ? AND payload = ? FROM posthorn_events WHERE id = ? AND repo_id = ?"
+)
+
 // Commit implements [posthorn.Store].
 func (s *Store) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Acceptance, error) {
 	results, err := encodeResults(b.Results) // what needs no lock is done before taking it
@@ -44,8 +51,7 @@ func acceptEvents(c *sqlite.Conn, node int64, events []posthorn.NewEvent, accept
 	if err != nil {
 		return err
 	}
-	insert, err := c.Prepare(`INSERT INTO events (id, repo_id, type, created_at, deliveries, payload, seq)
-		VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id, repo_id) DO NOTHING`)
+	insert, err := c.Prepare(insertEvent)
 	if err != nil {
 		return err
 	}
@@ -85,22 +91,31 @@ func acceptEvents(c *sqlite.Conn, node int64, events []posthorn.NewEvent, accept
 }
 
 // duplicate decides what an event is whose ID the repo has already.
-func duplicate(c *sqlite.Conn, e *posthorn.AcceptedEvent) (a posthorn.Acceptance, err error) {
-	var seq int64
-	var deliveries int
-	var same bool
-	_, err = queryRow(c, func(st *sqlite.Stmt) {
-		seq, deliveries, same = st.ColumnInt64(0), st.ColumnInt(1), st.ColumnBool(2)
-	}, "SELECT seq, deliveries, type = ? AND payload = ? FROM events WHERE id = ? AND repo_id = ?", e.Type, []byte(e.Payload), e.ID, e.RepoID)
+func duplicate(c *sqlite.Conn, e *posthorn.AcceptedEvent) (posthorn.Acceptance, error) {
+	var first firstEvent
+	_, err := queryRow(c, func(st *sqlite.Stmt) {
+		first = firstEvent{seq: st.ColumnInt64(0), deliveries: st.ColumnInt(1), same: st.ColumnBool(2)}
+	}, selectSameEvent, e.Type, []byte(e.Payload), e.ID, e.RepoID)
 	if err != nil {
-		return a, err
+		return posthorn.Acceptance{}, err
 	}
-	if !same {
+	return first.acceptance(e), nil
+}
+
+// firstEvent is what the repo has already under an event's ID.
+type firstEvent struct {
+	seq        int64
+	deliveries int
+	same       bool // in type and payload
+}
+
+func (f firstEvent) acceptance(e *posthorn.AcceptedEvent) posthorn.Acceptance {
+	if !f.same {
 		return posthorn.Acceptance{Err: posthorn.Errorf(posthorn.CodeConflict,
-			"there is an event %s already, with another type or payload", e.ID)}, nil
+			"there is an event %s already, with another type or payload", e.ID)}
 	}
-	e.Seq = seq
-	return posthorn.Acceptance{Duplicate: true, Deliveries: deliveries}, nil
+	e.Seq = f.seq
+	return posthorn.Acceptance{Duplicate: true, Deliveries: f.deliveries}
 }
 
 // enqueueTargets stores the promise that an event still has to reach its targets.
@@ -125,7 +140,7 @@ func enqueueTargets(c *sqlite.Conn, node int64, e *posthorn.NewEvent) error {
 	if promised == nil {
 		return nil
 	}
-	st, err := c.Prepare("INSERT INTO promises (event, node, webhooks) VALUES (?, ?, ?)")
+	st, err := c.Prepare("INSERT INTO posthorn_promises (event, node, webhooks) VALUES (?, ?, ?)")
 	if err != nil {
 		return err
 	}

@@ -53,13 +53,8 @@ func (s *Store) openConn(cacheKiB int) (*sqlite.Conn, error) {
 
 // take gets a connection, or fails when the store is closed or the context is done first.
 func (s *Store) take(ctx context.Context, from chan *sqlite.Conn) (*sqlite.Conn, error) {
-	if err := ctx.Err(); err != nil {
+	if err := s.usable(ctx); err != nil { // of several ready cases select picks any; these two go first
 		return nil, err
-	}
-	select {
-	case <-s.closed: // of several ready cases select picks any; this one goes first
-		return nil, s.errClosed()
-	default:
 	}
 	select {
 	case c := <-from:
@@ -68,6 +63,19 @@ func (s *Store) take(ctx context.Context, from chan *sqlite.Conn) (*sqlite.Conn,
 		return nil, s.errClosed()
 	case <-ctx.Done():
 		return nil, ctx.Err()
+	}
+}
+
+// usable returns an error when the store is closed or the context is done.
+func (s *Store) usable(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	select {
+	case <-s.closed:
+		return s.errClosed()
+	default:
+		return nil
 	}
 }
 

@@ -23,6 +23,9 @@ func (s *Store) fault(ctx context.Context, err error) error {
 	unavailable := func(format string) error {
 		return posthorn.Errorf(posthorn.CodeUnavailable, format+": %w", s.name, err)
 	}
+	if resultCode(err) == sqlite.ResultBusySnapshot { // a transaction of the host's
+		return unavailable("%s was written to after the transaction had read it, begin it with _txlock=immediate")
+	}
 	switch resultCode(err).ToPrimary() {
 	case sqlite.ResultFull:
 		return unavailable("the disk is full, %s can't grow")

@@ -220,7 +220,7 @@ func TestCommitIsNotInterrupted(t *testing.T) {
 		name := fmt.Sprint("setting-", i)
 		err := s.write(ctx, func(c *sqlite.Conn) error {
 			defer cancel()
-			return exec(c, "INSERT INTO settings VALUES (?, 'value')", name)
+			return exec(c, "INSERT INTO posthorn_settings VALUES (?, 'value')", name)
 		})
 		if err != nil {
 			t.Fatal(err)

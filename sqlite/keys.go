@@ -30,7 +30,7 @@ func (s *Store) SecretKeys(generate func() (string, error)) ([]string, error) {
 	}
 	inUse := false
 	err = s.read(context.Background(), func(c *sqlite.Conn) (err error) {
-		inUse, err = queryRow(c, func(*sqlite.Stmt) {}, "SELECT 1 FROM settings WHERE name = ?", secretKeyCheck)
+		inUse, err = queryRow(c, func(*sqlite.Stmt) {}, "SELECT 1 FROM posthorn_settings WHERE name = ?", secretKeyCheck)
 		return err
 	})
 	if err != nil {

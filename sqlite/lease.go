@@ -20,11 +20,11 @@ func (s *Store) Lease(ctx context.Context, node int64, until time.Time) (int64, 
 	leased := node
 	err := s.write(ctx, func(c *sqlite.Conn) error {
 		if node == 0 {
-			err := exec(c, "INSERT INTO nodes (lease_until) VALUES (?)", until)
+			err := exec(c, "INSERT INTO posthorn_nodes (lease_until) VALUES (?)", until)
 			leased = c.LastInsertRowID()
 			return err
 		}
-		err := exec(c, "UPDATE nodes SET lease_until = ? WHERE node = ? AND lease_until <> ?", until, node, leaseEnded)
+		err := exec(c, "UPDATE posthorn_nodes SET lease_until = ? WHERE node = ? AND lease_until <> ?", until, node, leaseEnded)
 		if err == nil && c.Changes() == 0 {
 			return errNoLease(node)
 		}
@@ -45,7 +45,7 @@ func checkLease(c *sqlite.Conn, node int64) error {
 	if node == 0 {
 		return nil
 	}
-	found, err := queryRow(c, func(*sqlite.Stmt) {}, "SELECT 1 FROM nodes WHERE node = ? AND lease_until <> ?", node, leaseEnded)
+	found, err := queryRow(c, func(*sqlite.Stmt) {}, "SELECT 1 FROM posthorn_nodes WHERE node = ? AND lease_until <> ?", node, leaseEnded)
 	if err == nil && !found {
 		return errNoLease(node)
 	}
@@ -64,7 +64,7 @@ func (s *Store) Release(ctx context.Context, node int64, now time.Time) (int, er
 		return query(c, func(st *sqlite.Stmt) error {
 			nodes = append(nodes, st.ColumnInt64(0))
 			return nil
-		}, "UPDATE nodes SET lease_until = -1 WHERE "+where+" RETURNING node", arg)
+		}, "UPDATE posthorn_nodes SET lease_until = -1 WHERE "+where+" RETURNING node", arg)
 	})
 	if err != nil {
 		return 0, err
@@ -99,7 +99,7 @@ func (s *Store) releaseNode(ctx context.Context, node int64) (bool, error) {
 				return err
 			}
 			if next.room > 0 {
-				if err := exec(c, "DELETE FROM nodes WHERE node = ?", node); err != nil {
+				if err := exec(c, "DELETE FROM posthorn_nodes WHERE node = ?", node); err != nil {
 					return err
 				}
 				last, next.done = true, c.Changes() == 1
@@ -130,7 +130,7 @@ func (r *release) promises() error {
 		var promised []int64
 		found, err := queryRow(r.c, func(st *sqlite.Stmt) {
 			event, promised = st.ColumnInt64(0), unpackSeqs(bytesOf(st, 1))
-		}, "SELECT event, webhooks FROM promises WHERE node = ? ORDER BY event LIMIT 1", r.node)
+		}, "SELECT event, webhooks FROM posthorn_promises WHERE node = ? ORDER BY event LIMIT 1", r.node)
 		if err != nil || !found {
 			return err
 		}
@@ -195,7 +195,7 @@ func (r *release) leasedOf(webhook int64) (entries []*posthorn.Entry, err error)
 			Trigger:    posthorn.Trigger(st.ColumnText(4)),
 		})
 		return nil
-	}, "SELECT due_at, event, run, attempt, trigger FROM queue WHERE webhook = ? AND lane = ? AND node = ? LIMIT ?",
+	}, "SELECT due_at, event, run, attempt, trigger FROM posthorn_queue WHERE webhook = ? AND lane = ? AND node = ? LIMIT ?",
 		webhook, laneLeased, r.node, r.room)
 	return entries, err
 }
@@ -210,7 +210,7 @@ func (r *release) free(e *posthorn.Entry) error {
 	id, _ := parseUUID(posthorn.DeliveryID(e.Event, w.id, e.Run, e.Attempt))
 	var nextAt int64
 	logged, err := queryRow(r.c, func(st *sqlite.Stmt) { nextAt = st.ColumnInt64(0) },
-		"SELECT next_attempt_at FROM deliveries WHERE id = ?", id[:])
+		"SELECT next_attempt_at FROM posthorn_deliveries WHERE id = ?", id[:])
 	if err != nil {
 		return err
 	}

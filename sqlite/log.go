@@ -16,7 +16,7 @@ const eventColumns = "seq, id, repo_id, type, created_at, deliveries, length(pay
 // Event implements [posthorn.Store].
 func (s *Store) Event(ctx context.Context, repoID, id string) (e posthorn.AcceptedEvent, err error) {
 	err = s.read(ctx, func(c *sqlite.Conn) error {
-		seq, err := queryInt(c, "SELECT seq FROM events WHERE id = ? AND repo_id = ?", id, repoID)
+		seq, err := queryInt(c, "SELECT seq FROM posthorn_events WHERE id = ? AND repo_id = ?", id, repoID)
 		if err != nil {
 			return err
 		}
@@ -36,7 +36,7 @@ func (s *Store) Event(ctx context.Context, repoID, id string) (e posthorn.Accept
 func (s *Store) Events(ctx context.Context, q posthorn.EventQuery) (page posthorn.Page[posthorn.AcceptedEvent], err error) {
 	limit := pageLimit(q.Limit)
 	err = s.read(ctx, func(c *sqlite.Conn) (err error) {
-		if page.Total, err = queryInt(c, "SELECT events FROM repo_counts WHERE repo_id = ?", q.RepoID); err != nil {
+		if page.Total, err = queryInt(c, "SELECT events FROM posthorn_repo_counts WHERE repo_id = ?", q.RepoID); err != nil {
 			return err
 		}
 		budget := pageBudget{}
@@ -52,7 +52,7 @@ func (s *Store) Events(ctx context.Context, q posthorn.EventQuery) (page posthor
 			e.Payload, err = payload(c, e.Seq)
 			page.Items = append(page.Items, e)
 			return err
-		}, "SELECT "+eventColumns+" FROM events WHERE repo_id = ? AND seq < ? ORDER BY seq DESC LIMIT ?", q.RepoID, before(q.Before), limit+1)
+		}, "SELECT "+eventColumns+" FROM posthorn_events WHERE repo_id = ? AND seq < ? ORDER BY seq DESC LIMIT ?", q.RepoID, before(q.Before), limit+1)
 	})
 	if err != nil {
 		return posthorn.Page[posthorn.AcceptedEvent]{}, err
@@ -75,7 +75,7 @@ func eventBySeq(c *sqlite.Conn, seq int64) (*posthorn.AcceptedEvent, error) {
 // eventHead returns an event without its payload.
 func eventHead(c *sqlite.Conn, seq int64) (*posthorn.AcceptedEvent, error) {
 	var e posthorn.AcceptedEvent
-	found, err := queryRow(c, func(st *sqlite.Stmt) { e = scanEvent(st) }, "SELECT "+eventColumns+" FROM events WHERE seq = ?", seq)
+	found, err := queryRow(c, func(st *sqlite.Stmt) { e = scanEvent(st) }, "SELECT "+eventColumns+" FROM posthorn_events WHERE seq = ?", seq)
 	if err == nil && !found {
 		err = fmt.Errorf("event number %d is gone while the queue has entries of it", seq)
 	}
@@ -95,7 +95,7 @@ func scanEvent(st *sqlite.Stmt) posthorn.AcceptedEvent {
 
 // payload returns an event's payload, nil if the event has been pruned.
 func payload(c *sqlite.Conn, event int64) (data json.RawMessage, err error) {
-	_, err = queryRow(c, func(st *sqlite.Stmt) { data = bytesOf(st, 0) }, "SELECT payload FROM events WHERE seq = ?", event)
+	_, err = queryRow(c, func(st *sqlite.Stmt) { data = bytesOf(st, 0) }, "SELECT payload FROM posthorn_events WHERE seq = ?", event)
 	return data, err
 }
 
@@ -125,7 +125,7 @@ func before(seq int64) int64 {
 }
 
 const deliveryColumns = `d.seq, d.id, d.event, d.event_id, d.event_type, d.success, d.delivered_at, d.next_attempt_at,
-	d.trigger, d.run, d.attempt, d.status, d.body, d.exchange, (SELECT length(e.payload) FROM events e WHERE e.seq = d.event)`
+	d.trigger, d.run, d.attempt, d.status, d.body, d.exchange, (SELECT length(e.payload) FROM posthorn_events e WHERE e.seq = d.event)`
 
 // Delivery implements [posthorn.Store].
 func (s *Store) Delivery(ctx context.Context, repoID, webhookID, id string) (d posthorn.Delivery, err error) {
@@ -144,7 +144,7 @@ func (s *Store) Delivery(ctx context.Context, repoID, webhookID, id string) (d p
 			found = true
 			d, err = scanDelivery(c, st, webhookID)
 			return err
-		}, "SELECT "+deliveryColumns+" FROM deliveries d WHERE d.id = ? AND d.webhook = ?", key[:], w.Seq)
+		}, "SELECT "+deliveryColumns+" FROM posthorn_deliveries d WHERE d.id = ? AND d.webhook = ?", key[:], w.Seq)
 		if err == nil && !found {
 			return notFound
 		}
@@ -221,7 +221,7 @@ func (l *listing) list() error {
 			return err
 		}
 	}
-	if err := l.fill("deliveries_by_webhook WHERE d.webhook = ? AND d.seq > ?", l.webhook, stop); err != nil {
+	if err := l.fill("posthorn_deliveries_by_webhook WHERE d.webhook = ? AND d.seq > ?", l.webhook, stop); err != nil {
 		return err
 	}
 	if l.page.Next == 0 && stop != 0 {
@@ -276,7 +276,7 @@ func (l *listing) fill(rows string, args ...any) error {
 		d, err := scanDelivery(l.c, st, l.q.WebhookID)
 		l.page.Items = append(l.page.Items, d)
 		return err
-	}, "SELECT "+deliveryColumns+" FROM deliveries d INDEXED BY "+rows+l.where+" AND d.seq < ? ORDER BY d.seq DESC LIMIT ?", args...)
+	}, "SELECT "+deliveryColumns+" FROM posthorn_deliveries d INDEXED BY "+rows+l.where+" AND d.seq < ? ORDER BY d.seq DESC LIMIT ?", args...)
 }
 
 // listEvent lists the deliveries of one event by the time that their ids share with it. It reports false when the event
@@ -284,19 +284,19 @@ func (l *listing) fill(rows string, args ...any) error {
 func (l *listing) listEvent() (bool, error) {
 	createdAt := int64(0)
 	found, err := queryRow(l.c, func(st *sqlite.Stmt) { createdAt = st.ColumnInt64(0) },
-		"SELECT created_at FROM events WHERE id = ? AND repo_id = ?", l.q.EventID, l.q.RepoID)
+		"SELECT created_at FROM posthorn_events WHERE id = ? AND repo_id = ?", l.q.EventID, l.q.RepoID)
 	if err != nil || !found {
 		return false, err
 	}
 	ms := uint64(timeOf(createdAt).UnixMilli())
 	from, to := idsFrom(ms), idsFrom(ms+1)
-	many, err := queryRow(l.c, func(*sqlite.Stmt) {}, "SELECT 1 FROM deliveries WHERE id >= ? AND id < ? LIMIT 1 OFFSET ?", from, to, posthorn.MaxScan)
+	many, err := queryRow(l.c, func(*sqlite.Stmt) {}, "SELECT 1 FROM posthorn_deliveries WHERE id >= ? AND id < ? LIMIT 1 OFFSET ?", from, to, posthorn.MaxScan)
 	if err != nil || many {
 		return false, err
 	}
-	const rows = "deliveries_by_id WHERE d.id >= ? AND d.id < ? AND d.webhook = ?"
+	const rows = "posthorn_deliveries_by_id WHERE d.id >= ? AND d.id < ? AND d.webhook = ?"
 	args := []any{from, to, l.webhook}
-	l.page.Total, err = queryInt(l.c, "SELECT count(*) FROM deliveries d INDEXED BY "+rows+l.where, append(args, l.args...)...)
+	l.page.Total, err = queryInt(l.c, "SELECT count(*) FROM posthorn_deliveries d INDEXED BY "+rows+l.where, append(args, l.args...)...)
 	if err != nil {
 		return false, err
 	}
@@ -312,7 +312,7 @@ func idsFrom(ms uint64) []byte {
 func (l *listing) total() error {
 	var succeeded, failed int64
 	_, err := queryRow(l.c, func(st *sqlite.Stmt) { succeeded, failed = st.ColumnInt64(0), st.ColumnInt64(1) },
-		"SELECT succeeded, failed FROM delivery_counts WHERE webhook = ?", l.webhook)
+		"SELECT succeeded, failed FROM posthorn_delivery_counts WHERE webhook = ?", l.webhook)
 	if err != nil {
 		return err
 	}
@@ -332,12 +332,12 @@ func (l *listing) total() error {
 		return err
 	}
 	l.page.TotalCapped = stop != 0
-	l.page.Total, err = queryInt(l.c, "SELECT count(*) FROM deliveries d INDEXED BY deliveries_by_webhook WHERE d.webhook = ? AND d.seq > ?"+l.where,
+	l.page.Total, err = queryInt(l.c, "SELECT count(*) FROM posthorn_deliveries d INDEXED BY posthorn_deliveries_by_webhook WHERE d.webhook = ? AND d.seq > ?"+l.where,
 		append([]any{l.webhook, stop}, l.args...)...)
 	return err
 }
 
 // rowAfter returns the row that comes n rows after the newest one before the given seq, zero if the log ends sooner.
 func (l *listing) rowAfter(seq int64, n int) (int64, error) {
-	return queryInt(l.c, "SELECT seq FROM deliveries WHERE webhook = ? AND seq < ? ORDER BY seq DESC LIMIT 1 OFFSET ?", l.webhook, seq, n)
+	return queryInt(l.c, "SELECT seq FROM posthorn_deliveries WHERE webhook = ? AND seq < ? ORDER BY seq DESC LIMIT 1 OFFSET ?", l.webhook, seq, n)
 }

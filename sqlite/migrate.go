@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"embed"
-	"errors"
 	"fmt"
 	"io/fs"
 	"net/url"
@@ -33,9 +32,6 @@ func (s *Store) migrate(ctx context.Context) (err error) {
 			err = s.fault(ctx, e)
 		}
 	}()
-	if err := s.checkOwner(ctx, db); err != nil {
-		return err
-	}
 	if _, err := db.ExecContext(ctx, "PRAGMA journal_mode = WAL"); err != nil {
 		return s.fault(ctx, err)
 	}
@@ -58,24 +54,6 @@ func (s *Store) migrate(ctx context.Context) (err error) {
 	}
 	if _, err := provider.Up(ctx); err != nil {
 		return s.fault(ctx, fmt.Errorf("migrate: %w", err))
-	}
-	return nil
-}
-
-// checkOwner refuses a database that has tables but none of ours, before anything is written to it.
-func (s *Store) checkOwner(ctx context.Context, db *sql.DB) error {
-	var first string
-	err := db.QueryRowContext(ctx, `SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'
-		ORDER BY name = ? DESC LIMIT 1`, migrationsTable).Scan(&first)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil // new
-	}
-	if err != nil {
-		return s.fault(ctx, err)
-	}
-	if first != migrationsTable {
-		return posthorn.Errorf(posthorn.CodeUnavailable,
-			"%s is a database of another program: it has a table %q and no %q", s.name, first, migrationsTable)
 	}
 	return nil
 }

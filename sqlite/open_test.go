@@ -35,7 +35,6 @@ func TestOpenRefuses(t *testing.T) {
 
 	write("text.db", bytes.Repeat([]byte("This is no database. "), 1000))
 	write("file", nil)
-	query("other.db", "CREATE TABLE webhooks (id TEXT)")
 	if err := os.Mkdir(path("folder.db"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +60,6 @@ func TestOpenRefuses(t *testing.T) {
 		{"file/posthorn.db", "not a folder"},
 		{"folder.db", "can't be opened"},
 		{"text.db", "is not a SQLite database"},
-		{"other.db", `is a database of another program: it has a table "webhooks"`},
 		{"newer.db", "schema version 99"},
 		{"damaged.db", "is damaged"},
 	} {
@@ -77,10 +75,48 @@ func TestOpenRefuses(t *testing.T) {
 	}
 	_, err = Open(t.Context(), "")
 	wantCode(t, err, posthorn.CodeInvalid)
+}
 
-	// What another program's file holds is left alone.
-	query("other.db", "INSERT INTO webhooks VALUES ('still mine')")
-	query("other.db", "CREATE TABLE posthorn_migrations (x)") // would fail if there was one
+// TestOpenHostsFile opens a file that a host has tables in, with names that Posthorn would have liked too.
+func TestOpenHostsFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "host.db")
+	host := openHost(t, path)
+	names := []string{"webhooks", "events", "goose_db_version", "settings"}
+	for _, name := range names {
+		hostExec(t, host, "CREATE TABLE "+name+" (mine TEXT)")
+		hostExec(t, host, "INSERT INTO "+name+" VALUES ('mine')")
+	}
+	for range 2 {
+		s := open(t, path)
+		newWorkload(t, s, 1)
+		if err := s.DeleteWebhook(t.Context(), "repo-0", "webhook-0"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Prune(t.Context(), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range names {
+		if got := hostQuery(t, host, "SELECT group_concat(mine) FROM "+name); got != "mine" {
+			t.Errorf("%s has %q", name, got)
+		}
+	}
+	if got := hostQuery(t, host, "SELECT count(*) FROM sqlite_schema WHERE name NOT LIKE 'posthorn_%' AND name NOT LIKE 'sqlite_%'"); got != "4" {
+		t.Errorf("there are %s tables and indexes of the host's", got)
+	}
+}
+
+// TestOpenNameTaken has a table of the host's where Posthorn wants one of its own.
+func TestOpenNameTaken(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "host.db")
+	hostExec(t, openHost(t, path), "CREATE TABLE posthorn_queue (mine TEXT)")
+	for range 2 {
+		_, err := Open(t.Context(), path)
+		wantCode(t, err, posthorn.CodeInternal, "table posthorn_queue already exists")
+	}
 }
 
 // TestOpenEmpty opens a file that exists and has nothing in it, as touch makes it.
@@ -215,7 +251,7 @@ func TestSettings(t *testing.T) {
 	if err := s.read(t.Context(), check); err != nil {
 		t.Fatal(err)
 	}
-	err := s.read(t.Context(), func(c *sqlite.Conn) error { return exec(c, "DELETE FROM webhooks") })
+	err := s.read(t.Context(), func(c *sqlite.Conn) error { return exec(c, "DELETE FROM posthorn_webhooks") })
 	wantCode(t, err, posthorn.CodeUnavailable, "read-only")
 }
 

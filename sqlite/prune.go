@@ -49,30 +49,30 @@ func (s *Store) pruneDeleted(ctx context.Context, _ time.Time) (int, error) {
 		return query(c, func(st *sqlite.Stmt) error {
 			deleted = append(deleted, st.ColumnInt64(0))
 			return nil
-		}, "SELECT seq FROM webhooks WHERE deleted = 1")
+		}, "SELECT seq FROM posthorn_webhooks WHERE deleted = 1")
 	})
 	if err != nil {
 		return 0, err
 	}
 	for _, webhook := range queued {
-		_, err := s.deleteAll(ctx, `DELETE FROM queue WHERE (webhook, lane, due_at, event, run) IN
-			(SELECT webhook, lane, due_at, event, run FROM queue WHERE webhook = ? LIMIT ?)`, webhook)
+		_, err := s.deleteAll(ctx, `DELETE FROM posthorn_queue WHERE (webhook, lane, due_at, event, run) IN
+			(SELECT webhook, lane, due_at, event, run FROM posthorn_queue WHERE webhook = ? LIMIT ?)`, webhook)
 		if err != nil {
 			return 0, err
 		}
 	}
 	total := 0
 	for _, webhook := range deleted {
-		n, err := s.deleteAll(ctx, "DELETE FROM deliveries WHERE seq IN (SELECT seq FROM deliveries WHERE webhook = ? LIMIT ?)", webhook)
+		n, err := s.deleteAll(ctx, "DELETE FROM posthorn_deliveries WHERE seq IN (SELECT seq FROM posthorn_deliveries WHERE webhook = ? LIMIT ?)", webhook)
 		total += n
 		if err != nil {
 			return total, err
 		}
 		err = s.write(ctx, func(c *sqlite.Conn) error {
-			if err := exec(c, "DELETE FROM delivery_counts WHERE webhook = ?", webhook); err != nil {
+			if err := exec(c, "DELETE FROM posthorn_delivery_counts WHERE webhook = ?", webhook); err != nil {
 				return err
 			}
-			return exec(c, "DELETE FROM webhooks WHERE seq = ?", webhook)
+			return exec(c, "DELETE FROM posthorn_webhooks WHERE seq = ?", webhook)
 		})
 		if err != nil {
 			return total, err
@@ -121,7 +121,7 @@ func (s *Store) pruneDeliveries(ctx context.Context, before time.Time) (int, err
 					old = append(old, oldRow{seq: after, webhook: st.ColumnInt64(2), success: st.ColumnBool(3)})
 				}
 				return nil
-			}, "SELECT seq, delivered_at, webhook, success FROM deliveries WHERE seq > ? ORDER BY seq LIMIT ?", after, pruneChunk)
+			}, "SELECT seq, delivered_at, webhook, success FROM posthorn_deliveries WHERE seq > ? ORDER BY seq LIMIT ?", after, pruneChunk)
 		})
 		if err != nil || len(old) == 0 {
 			return total, err
@@ -142,7 +142,7 @@ func deleteDeliveries(c *sqlite.Conn, rows []oldRow) (int, error) {
 	n := 0
 	gone := map[int64]*[2]int{}
 	for _, row := range rows {
-		if err := exec(c, "DELETE FROM deliveries WHERE seq = ?", row.seq); err != nil {
+		if err := exec(c, "DELETE FROM posthorn_deliveries WHERE seq = ?", row.seq); err != nil {
 			return 0, err
 		}
 		if c.Changes() == 0 {
@@ -168,7 +168,7 @@ func deleteDeliveries(c *sqlite.Conn, rows []oldRow) (int, error) {
 
 // pruneEvents removes old events that nothing in the queue needs.
 func (s *Store) pruneEvents(ctx context.Context, before time.Time) (int, error) {
-	const needed = "(EXISTS (SELECT 1 FROM queue q WHERE q.event = e.seq) OR EXISTS (SELECT 1 FROM promises p WHERE p.event = e.seq))"
+	const needed = "(EXISTS (SELECT 1 FROM posthorn_queue q WHERE q.event = e.seq) OR EXISTS (SELECT 1 FROM posthorn_promises p WHERE p.event = e.seq))"
 	total := 0
 	for after := int64(0); ; {
 		var old []oldRow
@@ -189,7 +189,7 @@ func (s *Store) pruneEvents(ctx context.Context, before time.Time) (int, error) 
 				}
 				return nil
 			}, "SELECT e.seq, e.created_at, e.repo_id, length(e.payload), "+needed+
-				" FROM events e WHERE e.seq > ? ORDER BY e.seq LIMIT ?", after, pruneChunk)
+				" FROM posthorn_events e WHERE e.seq > ? ORDER BY e.seq LIMIT ?", after, pruneChunk)
 		})
 		if err != nil || seen == 0 {
 			return total, err
@@ -202,7 +202,7 @@ func (s *Store) pruneEvents(ctx context.Context, before time.Time) (int, error) 
 			n = 0
 			gone := map[string]int{}
 			for _, row := range old {
-				if err := exec(c, "DELETE FROM events AS e WHERE e.seq = ? AND NOT "+needed, row.seq); err != nil {
+				if err := exec(c, "DELETE FROM posthorn_events AS e WHERE e.seq = ? AND NOT "+needed, row.seq); err != nil {
 					return err
 				}
 				gone[row.repoID] += c.Changes()

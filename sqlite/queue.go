@@ -23,9 +23,11 @@ func freeLane(t posthorn.Trigger) int {
 	return laneByHand
 }
 
+const insertQueued = "INSERT INTO posthorn_queue (webhook, lane, due_at, event, run, attempt, trigger, node) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+
 // insertEntry puts an entry into the queue, leased to a node or, with node 0, free.
 func insertEntry(c *sqlite.Conn, e *posthorn.Entry, node int64) error {
-	st, err := c.Prepare("INSERT INTO queue (webhook, lane, due_at, event, run, attempt, trigger, node) VALUES (?, ?, ?, ?, ?, ?, ?, ?)")
+	st, err := c.Prepare(insertQueued)
 	if err != nil {
 		return err
 	}
@@ -46,7 +48,7 @@ func insertEntry(c *sqlite.Conn, e *posthorn.Entry, node int64) error {
 
 // removeLeased takes an entry out of the queue if the node holds it, and reports whether it did.
 func removeLeased(c *sqlite.Conn, node int64, e *posthorn.Entry) (bool, error) {
-	err := exec(c, `DELETE FROM queue WHERE webhook = ? AND lane = ? AND due_at = ? AND event = ? AND run = ?
+	err := exec(c, `DELETE FROM posthorn_queue WHERE webhook = ? AND lane = ? AND due_at = ? AND event = ? AND run = ?
 		AND node = ? AND attempt = ?`, e.WebhookSeq, laneLeased, e.DueAt, e.Event.Seq, e.Run, node, e.Attempt)
 	return c.Changes() == 1, err
 }
@@ -60,7 +62,7 @@ func (s *Store) Enqueue(ctx context.Context, e *posthorn.Entry, node int64) erro
 		} else if !ok {
 			return errNoWebhook()
 		}
-		if n, err := queryInt(c, "SELECT count(*) FROM events WHERE seq = ?", e.Event.Seq); err != nil {
+		if n, err := queryInt(c, "SELECT count(*) FROM posthorn_events WHERE seq = ?", e.Event.Seq); err != nil {
 			return err
 		} else if n == 0 {
 			return errNoEvent()
@@ -120,7 +122,7 @@ func (s *Store) Due(ctx context.Context, now time.Time, horizon time.Duration, a
 
 // nextQueued returns the first webhook after the given one that has an entry of any kind, zero if none has.
 func nextQueued(c *sqlite.Conn, after int64) (int64, error) {
-	return queryInt(c, "SELECT webhook FROM queue WHERE webhook > ? ORDER BY webhook LIMIT 1", after)
+	return queryInt(c, "SELECT webhook FROM posthorn_queue WHERE webhook > ? ORDER BY webhook LIMIT 1", after)
 }
 
 // hasDue looks at the two ends of a lane: what is due, and what lies beyond the horizon.
@@ -128,8 +130,8 @@ func nextQueued(c *sqlite.Conn, after int64) (int64, error) {
 // It runs for each webhook with a queue in every sweep. The +0 hide the parameters from SQLite's planner, which otherwise
 // looks at their values for its estimates and then plans the statement anew whenever one changes: ten times the work.
 func hasDue(c *sqlite.Conn, webhook int64, lane int, now time.Time, horizon time.Duration) (bool, error) {
-	const first = "SELECT due_at FROM queue WHERE webhook = ?+0 AND lane = ?+0 ORDER BY due_at LIMIT 1"
-	const last = "SELECT due_at FROM queue WHERE webhook = ?+0 AND lane = ?+0 ORDER BY due_at DESC LIMIT 1"
+	const first = "SELECT due_at FROM posthorn_queue WHERE webhook = ?+0 AND lane = ?+0 ORDER BY due_at LIMIT 1"
+	const last = "SELECT due_at FROM posthorn_queue WHERE webhook = ?+0 AND lane = ?+0 ORDER BY due_at DESC LIMIT 1"
 	found := false
 	some, err := queryRow(c, func(st *sqlite.Stmt) { found = st.ColumnInt64(0) <= micros(now) }, first, webhook, lane)
 	if !some || found || err != nil {
@@ -173,7 +175,7 @@ func (s *Store) Claim(ctx context.Context, claim posthorn.Claim) ([]*posthorn.En
 
 // leaseEntry leases an entry if it is free still.
 func leaseEntry(c *sqlite.Conn, e *posthorn.Entry, node int64) (bool, error) {
-	err := exec(c, `UPDATE queue SET lane = ?, node = ?
+	err := exec(c, `UPDATE posthorn_queue SET lane = ?, node = ?
 		WHERE webhook = ? AND lane = ? AND due_at = ? AND event = ? AND run = ? AND attempt = ?`,
 		laneLeased, node, e.WebhookSeq, freeLane(e.Trigger), e.DueAt, e.Event.Seq, e.Run, e.Attempt)
 	return c.Changes() == 1, err
@@ -251,6 +253,6 @@ func (f *claimed) collect(c *sqlite.Conn, webhook int64, webhookID string, lane 
 		f.bytes += len(event.Payload)
 		f.full = f.bytes > f.MaxBytes
 		return nil
-	}, "SELECT due_at, event, run, attempt, trigger FROM queue WHERE webhook = ?+0 AND lane = ?+0 AND due_at "+condition+
+	}, "SELECT due_at, event, run, attempt, trigger FROM posthorn_queue WHERE webhook = ?+0 AND lane = ?+0 AND due_at "+condition+
 		" ?+0 ORDER BY due_at, event, run LIMIT ?+0", webhook, lane, than, limit)
 }

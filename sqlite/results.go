@@ -128,7 +128,7 @@ func settlePromises(c *sqlite.Conn, node int64, results []result) error {
 
 func settleEvent(c *sqlite.Conn, node, event int64, results []*result) error {
 	if len(results) == 1 { // and mostly the event has no other: then one statement does it
-		st, err := c.Prepare("DELETE FROM promises WHERE event = ? AND node = ? AND webhooks = ?")
+		st, err := c.Prepare("DELETE FROM posthorn_promises WHERE event = ? AND node = ? AND webhooks = ?")
 		if err != nil {
 			return err
 		}
@@ -145,7 +145,7 @@ func settleEvent(c *sqlite.Conn, node, event int64, results []*result) error {
 	}
 	var promised []int64
 	found, err := queryRow(c, func(st *sqlite.Stmt) { promised = unpackSeqs(bytesOf(st, 0)) },
-		"SELECT webhooks FROM promises WHERE event = ? AND node = ?", event, node)
+		"SELECT webhooks FROM posthorn_promises WHERE event = ? AND node = ?", event, node)
 	if err != nil || !found {
 		return err
 	}
@@ -163,13 +163,13 @@ func settleEvent(c *sqlite.Conn, node, event int64, results []*result) error {
 // keepPromised replaces the webhooks of a promise by what is left of them.
 func keepPromised(c *sqlite.Conn, event int64, left []int64) error {
 	if len(left) == 0 {
-		return exec(c, "DELETE FROM promises WHERE event = ?", event)
+		return exec(c, "DELETE FROM posthorn_promises WHERE event = ?", event)
 	}
 	var packed []byte
 	for _, webhook := range left {
 		packed = binary.AppendUvarint(packed, uint64(webhook))
 	}
-	return exec(c, "UPDATE promises SET webhooks = ? WHERE event = ?", packed, event)
+	return exec(c, "UPDATE posthorn_promises SET webhooks = ? WHERE event = ?", packed, event)
 }
 
 func unpackSeqs(packed []byte) []int64 {
@@ -187,7 +187,7 @@ func unpackSeqs(packed []byte) []int64 {
 
 // logDelivery adds a row to the log, unless the log has it.
 func logDelivery(c *sqlite.Conn, r *result, seq int64, counts map[int64]*[2]int) error {
-	st, err := c.Prepare(`INSERT INTO deliveries (id, webhook, event, event_id, event_type, success, delivered_at, next_attempt_at,
+	st, err := c.Prepare(`INSERT INTO posthorn_deliveries (id, webhook, event, event_id, event_type, success, delivered_at, next_attempt_at,
 		trigger, run, attempt, status, body, exchange, seq) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING`)
 	if err != nil {
 		return err
@@ -212,7 +212,7 @@ func logDelivery(c *sqlite.Conn, r *result, seq int64, counts map[int64]*[2]int)
 		return err
 	}
 	if c.Changes() == 0 {
-		r.seq, err = queryInt(c, "SELECT seq FROM deliveries WHERE id = ?", r.id)
+		r.seq, err = queryInt(c, "SELECT seq FROM posthorn_deliveries WHERE id = ?", r.id)
 		return err
 	}
 	r.seq = seq
@@ -231,7 +231,7 @@ func logDelivery(c *sqlite.Conn, r *result, seq int64, counts map[int64]*[2]int)
 
 // countDeliveries adds to a webhook's counters.
 func countDeliveries(c *sqlite.Conn, webhook int64, succeeded, failed int) error {
-	return exec(c, `INSERT INTO delivery_counts (webhook, succeeded, failed) VALUES (?, ?, ?)
+	return exec(c, `INSERT INTO posthorn_delivery_counts (webhook, succeeded, failed) VALUES (?, ?, ?)
 		ON CONFLICT DO UPDATE SET succeeded = succeeded + excluded.succeeded, failed = failed + excluded.failed`,
 		webhook, succeeded, failed)
 }

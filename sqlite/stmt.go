@@ -57,9 +57,11 @@ func queryInt(c *sqlite.Conn, query string, args ...any) (n int64, err error) {
 	return n, err
 }
 
+const takeNumbers = "UPDATE posthorn_counters SET last = last + ? WHERE name = ? RETURNING last"
+
 // nextNumbers takes n numbers that were never given out and returns the first.
 func nextNumbers(c *sqlite.Conn, counter string, n int) (int64, error) {
-	last, err := queryInt(c, "UPDATE counters SET last = last + ? WHERE name = ? RETURNING last", n, counter)
+	last, err := queryInt(c, takeNumbers, n, counter)
 	return last - int64(n) + 1, err
 }
 

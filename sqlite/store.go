@@ -1,5 +1,8 @@
 // Package sqlite is a [posthorn.Store] on an embedded SQLite file. It needs no server and no cgo.
 //
+// The file may be the host's own: Posthorn's tables there begin with "posthorn_", and events can be accepted in the host's
+// transactions (see Tx). It is set to journal_mode WAL.
+//
 // One process has the file at a time. Beside it stand the write-ahead log ("-wal" and "-shm", SQLite's own), a lock
 // (".lock") and, unless the host keeps the keys elsewhere, the keys that encrypt webhooks' secrets (".key").
 package sqlite
@@ -12,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/gofrs/flock"
 	"github.com/musehub/posthorn"
@@ -45,7 +49,17 @@ var (
 
 // Open opens the file at path, or creates it; the folder must exist. An older version's file is migrated. The error is
 // [posthorn.CodeUnavailable] when another process has the file open, when it is a newer version's, and when it is no
-// file of Posthorn's.
+// SQLite database.
+//
+// A host that has tables of its own in the file opens it besides, in the same process and with the driver of
+// modernc.org/sqlite, for example as
+//
+//	sql.Open("sqlite", "file:host.db?_txlock=immediate&_pragma=busy_timeout(10000)")
+//
+// With another driver the process would have a second copy of SQLite, and as soon as one of the two closes the file, the
+// system drops the locks of both. Without _txlock=immediate a transaction that reads before it writes fails when someone
+// else has written in between. Transactions that write should be short: Posthorn's writes wait for them, and give up after
+// 10 seconds.
 func Open(ctx context.Context, path string) (_ *Store, err error) {
 	if path == "" {
 		return nil, posthorn.Errorf(posthorn.CodeInvalid, "the database's path is empty")
@@ -123,8 +137,16 @@ func (s *Store) takeLock() error {
 // nodes is alive, so that nobody needs to wait for their leases to run out.
 func (s *Store) endAllLeases(ctx context.Context) error {
 	return s.write(ctx, func(c *sqlite.Conn) error {
-		return exec(c, "UPDATE nodes SET lease_until = ?", leaseEnded)
+		return exec(c, "UPDATE posthorn_nodes SET lease_until = ?", leaseEnded)
 	})
+}
+
+// Now implements [posthorn.Store]. The store's clock is its process's: no other has the file open.
+func (s *Store) Now(ctx context.Context) (time.Time, error) {
+	if err := s.usable(ctx); err != nil {
+		return time.Time{}, err
+	}
+	return time.Now().UTC().Truncate(time.Microsecond), nil
 }
 
 // Close waits for the calls under way and closes the file. Calls after it fail with [posthorn.CodeUnavailable].

@@ -91,12 +91,12 @@ func TestStress(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.onWriter(t, func(c *sqlite.Conn) error {
-		for _, table := range []string{"events", "promises", "queue", "deliveries"} {
+		for _, table := range []string{"posthorn_events", "posthorn_promises", "posthorn_queue", "posthorn_deliveries"} {
 			if n, err := queryInt(c, "SELECT count(*) FROM "+table); err != nil || n != 0 {
 				t.Errorf("%d rows left in %s, %v", n, table, err)
 			}
 		}
-		n, err := queryInt(c, "SELECT sum(events) + (SELECT sum(succeeded + failed) FROM delivery_counts) FROM repo_counts")
+		n, err := queryInt(c, "SELECT sum(events) + (SELECT sum(succeeded + failed) FROM posthorn_delivery_counts) FROM posthorn_repo_counts")
 		if n != 0 {
 			t.Errorf("the counts come to %d without a row", n)
 		}
@@ -122,7 +122,7 @@ func TestLogGrowth(t *testing.T) {
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			err := s.read(context.Background(), func(c *sqlite.Conn) error {
-				_, err := queryInt(c, "SELECT count(*) FROM settings") // it takes a statement to be in
+				_, err := queryInt(c, "SELECT count(*) FROM posthorn_settings") // it takes a statement to be in
 				close(in)
 				<-out
 				return err
@@ -205,19 +205,20 @@ func TestPlans(t *testing.T) {
 	_, err4 := s.Release(ctx, w.node, time.Now())
 	err5 := s.DeleteWebhook(ctx, "repo-0", "webhook-0")
 	_, err6 := s.Prune(ctx, time.Now().Add(time.Hour))
-	for _, err := range []error{err1, err2, err3, err4, err5, err6} {
+	_, err7 := s.Changes(ctx, 1)
+	for _, err := range []error{err1, err2, err3, err4, err5, err6, err7} {
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
 	// Tables that are small: nodes, promises (what nodes have in memory), and what is deleted but not pruned yet.
-	allowed := []string{"SCAN nodes", "SCAN promises", "SCAN webhooks USING COVERING INDEX webhooks_deleted"}
+	allowed := []string{"SCAN posthorn_nodes", "SCAN posthorn_promises", "SCAN posthorn_webhooks USING COVERING INDEX posthorn_webhooks_deleted"}
 	explain := func(c *sqlite.Conn) error {
 		for _, text := range statements(c) {
 			err := query(c, func(st *sqlite.Stmt) error {
 				step := st.ColumnText(3)
 				if (strings.HasPrefix(step, "SCAN") || strings.Contains(step, "TEMP B-TREE")) &&
-					!slices.Contains(allowed, step) && !strings.Contains(text, "INDEXED BY deliveries_by_id") { // few rows of one event
+					!slices.Contains(allowed, step) && !strings.Contains(text, "INDEXED BY posthorn_deliveries_by_id") { // few rows of one event
 					t.Errorf("%s\n\tfor %s", step, text)
 				}
 				return nil

@@ -21,7 +21,7 @@ func (s *Store) CreateWebhook(ctx context.Context, w *posthorn.Webhook) error {
 	}
 	var seq int64
 	err = s.write(ctx, func(c *sqlite.Conn) error {
-		err := exec(c, `INSERT INTO webhooks (id, repo_id, url, events, active, description, secrets, created_at, updated_at)
+		err := exec(c, `INSERT INTO posthorn_webhooks (id, repo_id, url, events, active, description, secrets, created_at, updated_at)
 			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 			w.ID, w.RepoID, w.URL, events, w.Active, w.Description, secrets, w.CreatedAt, w.UpdatedAt)
 		if resultCode(err) == sqlite.ResultConstraintUnique {
@@ -31,6 +31,9 @@ func (s *Store) CreateWebhook(ctx context.Context, w *posthorn.Webhook) error {
 			return err
 		}
 		seq = c.LastInsertRowID()
+		if err := changed(c, seq, w.RepoID); err != nil {
+			return err
+		}
 		return count(c, w.RepoID, 1, 0)
 	})
 	if err == nil {
@@ -57,9 +60,12 @@ func (s *Store) UpdateWebhook(ctx context.Context, repoID, id string, change fun
 		if err != nil {
 			return err
 		}
-		err = exec(c, "UPDATE webhooks SET url = ?, events = ?, active = ?, description = ?, secrets = ?, updated_at = ? WHERE seq = ?",
+		err = exec(c, "UPDATE posthorn_webhooks SET url = ?, events = ?, active = ?, description = ?, secrets = ?, updated_at = ? WHERE seq = ?",
 			w.URL, events, w.Active, w.Description, secrets, w.UpdatedAt, w.Seq)
 		if err != nil {
+			return err
+		}
+		if err := changed(c, w.Seq, repoID); err != nil {
 			return err
 		}
 		w, err = webhook(c, repoID, id) // as it will be read from now on
@@ -78,12 +84,15 @@ func (s *Store) UpdateWebhook(ctx context.Context, repoID, id string, change fun
 // of deliveries, and goes in Prune.
 func (s *Store) DeleteWebhook(ctx context.Context, repoID, id string) error {
 	return s.write(ctx, func(c *sqlite.Conn) error {
-		err := exec(c, "UPDATE webhooks SET deleted = 1 WHERE id = ? AND repo_id = ? AND deleted = 0", id, repoID)
+		seq, err := queryInt(c, "UPDATE posthorn_webhooks SET deleted = 1 WHERE id = ? AND repo_id = ? AND deleted = 0 RETURNING seq", id, repoID)
 		if err != nil {
 			return err
 		}
-		if c.Changes() == 0 {
+		if seq == 0 {
 			return errNoWebhook()
+		}
+		if err := changed(c, seq, repoID); err != nil {
+			return err
 		}
 		return count(c, repoID, -1, 0)
 	})
@@ -100,7 +109,7 @@ func (s *Store) Webhook(ctx context.Context, repoID, id string) (w posthorn.Webh
 
 // Webhooks implements [posthorn.Store].
 func (s *Store) Webhooks(ctx context.Context, q posthorn.WebhookQuery) (page posthorn.Page[posthorn.Webhook], err error) {
-	where, total, args := "deleted = 0", "SELECT sum(webhooks) FROM repo_counts", []any{}
+	where, total, args := "deleted = 0", "SELECT sum(webhooks) FROM posthorn_repo_counts", []any{}
 	if q.RepoID != "" {
 		where, total, args = where+" AND repo_id = ?", total+" WHERE repo_id = ?", []any{q.RepoID}
 	}
@@ -120,7 +129,7 @@ func (s *Store) Webhooks(ctx context.Context, q posthorn.WebhookQuery) (page pos
 			w, err := scanWebhook(st)
 			page.Items = append(page.Items, w)
 			return err
-		}, "SELECT "+webhookColumns+" FROM webhooks WHERE "+where+" AND seq > ? ORDER BY seq LIMIT ?",
+		}, "SELECT "+webhookColumns+" FROM posthorn_webhooks WHERE "+where+" AND seq > ? ORDER BY seq LIMIT ?",
 			append(args, q.After, rows)...)
 	})
 	if err != nil {
@@ -132,7 +141,7 @@ func (s *Store) Webhooks(ctx context.Context, q posthorn.WebhookQuery) (page pos
 func webhook(c *sqlite.Conn, repoID, id string) (w posthorn.Webhook, err error) {
 	var scanErr error
 	found, err := queryRow(c, func(st *sqlite.Stmt) { w, scanErr = scanWebhook(st) },
-		"SELECT "+webhookColumns+" FROM webhooks WHERE id = ? AND repo_id = ? AND deleted = 0", id, repoID)
+		"SELECT "+webhookColumns+" FROM posthorn_webhooks WHERE id = ? AND repo_id = ? AND deleted = 0", id, repoID)
 	switch {
 	case err != nil:
 		return w, err
@@ -182,6 +191,47 @@ func webhookJSON(w *posthorn.Webhook) (events, secrets string, err error) {
 	return string(e), string(s), nil
 }
 
+// keptChanges is how many changes are kept. Who is behind by more hears that any webhook may have changed.
+const keptChanges = 1000
+
+// changed notes that a webhook was created, changed or deleted.
+func changed(c *sqlite.Conn, webhook int64, repoID string) error {
+	version, err := nextNumbers(c, "change", 1)
+	if err != nil {
+		return err
+	}
+	if err := exec(c, "INSERT INTO posthorn_changes (version, webhook, repo_id) VALUES (?, ?, ?)", version, webhook, repoID); err != nil {
+		return err
+	}
+	return exec(c, "DELETE FROM posthorn_changes WHERE version <= ?", version-keptChanges)
+}
+
+// Changes implements [posthorn.Store].
+func (s *Store) Changes(ctx context.Context, since int64) (changes posthorn.Changes, err error) {
+	err = s.read(ctx, func(c *sqlite.Conn) (err error) {
+		if changes.Version, err = queryInt(c, "SELECT last FROM posthorn_counters WHERE name = 'change'"); err != nil {
+			return err
+		}
+		if since < changes.Version-keptChanges {
+			changes.All = true
+			return nil
+		}
+		seen := map[int64]bool{}
+		return query(c, func(st *sqlite.Stmt) error {
+			w := posthorn.ChangedWebhook{Seq: st.ColumnInt64(0), RepoID: st.ColumnText(1)}
+			if !seen[w.Seq] {
+				changes.Webhooks = append(changes.Webhooks, w)
+			}
+			seen[w.Seq] = true
+			return nil
+		}, "SELECT webhook, repo_id FROM posthorn_changes WHERE version > ?", since)
+	})
+	if err != nil {
+		return posthorn.Changes{}, err
+	}
+	return changes, nil
+}
+
 // liveWebhook is what the queue needs to know of a webhook.
 type liveWebhook struct {
 	id, repoID string
@@ -192,20 +242,21 @@ type liveWebhook struct {
 func findWebhook(c *sqlite.Conn, seq int64) (w liveWebhook, ok bool, err error) {
 	ok, err = queryRow(c, func(st *sqlite.Stmt) {
 		w = liveWebhook{id: st.ColumnText(0), repoID: st.ColumnText(1), active: st.ColumnBool(2)}
-	}, "SELECT id, repo_id, active FROM webhooks WHERE seq = ? AND deleted = 0", seq)
+	}, "SELECT id, repo_id, active FROM posthorn_webhooks WHERE seq = ? AND deleted = 0", seq)
 	return w, ok, err
 }
 
+const addCounts = `INSERT INTO posthorn_repo_counts (repo_id, webhooks, events) VALUES (?, ?, ?)
+	ON CONFLICT DO UPDATE SET webhooks = webhooks + excluded.webhooks, events = events + excluded.events`
+
 // count adds to a repo's counters.
 func count(c *sqlite.Conn, repoID string, webhooks, events int) error {
-	return exec(c, `INSERT INTO repo_counts (repo_id, webhooks, events) VALUES (?, ?, ?)
-		ON CONFLICT DO UPDATE SET webhooks = webhooks + excluded.webhooks, events = events + excluded.events`,
-		repoID, webhooks, events)
+	return exec(c, addCounts, repoID, webhooks, events)
 }
 
 // Setting implements [posthorn.Store].
 func (s *Store) Setting(ctx context.Context, name, initial string) (string, error) {
-	const get = "SELECT value FROM settings WHERE name = ?"
+	const get = "SELECT value FROM posthorn_settings WHERE name = ?"
 	var value string
 	scan := func(st *sqlite.Stmt) { value = st.ColumnText(0) }
 	found := false
@@ -217,7 +268,7 @@ func (s *Store) Setting(ctx context.Context, name, initial string) (string, erro
 		return value, err
 	}
 	err = s.write(ctx, func(c *sqlite.Conn) error {
-		if err := exec(c, "INSERT INTO settings (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING", name, initial); err != nil {
+		if err := exec(c, "INSERT INTO posthorn_settings (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING", name, initial); err != nil {
 			return err
 		}
 		_, err := queryRow(c, scan, get, name)

@@ -11,12 +11,15 @@ import (
 	"github.com/musehub/posthorn"
 )
 
+// A store may keep deliveries until all of their event's day have been recorded before the time to prune, so tests have days
+// between what goes and what stays. Events go exactly.
+
 func testPrune(s *suite) {
 	w, elsewhere, node := s.webhook(), s.webhookIn("another repo"), s.node()
 	var events []*posthorn.AcceptedEvent
-	for i := range 4 {
+	for i, days := range []int{0, 1, 5, 6} {
 		e := s.event()
-		e.CreatedAt = start.Add(time.Duration(i) * time.Hour)
+		e.CreatedAt = start.Add(time.Duration(days) * day)
 		s.accept(node, e, leased(w))
 		if i%2 == 0 {
 			s.record(node, done(entryOf(w, e), e.CreatedAt))
@@ -28,10 +31,14 @@ func testPrune(s *suite) {
 	other := s.event()
 	other.RepoID = "another repo"
 	s.deliver(node, other, start, elsewhere)
+	undelivered := s.event()
+	undelivered.CreatedAt = start.Add(5*day - time.Microsecond)
+	s.accept(node, undelivered, leased(w))
+	s.record(node, posthorn.Result{Entry: entryOf(w, undelivered)})
 
 	s.equal("rows pruned too early", s.prune(start), 0)
-	s.equal("rows pruned", s.prune(start.Add(2*time.Hour)), 6)
-	s.equal("rows pruned again", s.prune(start.Add(2*time.Hour)), 0)
+	s.equal("rows pruned", s.prune(start.Add(5*day)), 7) // 4 events, 3 deliveries
+	s.equal("rows pruned again", s.prune(start.Add(5*day)), 0)
 	for i, e := range events {
 		_, err := s.Event(s.Context(), repo, e.ID)
 		if i < 2 {
@@ -51,12 +58,12 @@ func testPrune(s *suite) {
 		s.check(err)
 		s.equal("total by success", page.Total, int64(1))
 	}
-	s.equal("the other repo's log", s.log(elsewhere).Total, int64(0))
+	s.equal("the other repo's log", s.log(elsewhere), posthorn.Page[posthorn.Delivery]{})
 
 	// What comes next has a greater Seq than all before, though the newest are gone.
 	last := log.Items[0].Seq
-	s.prune(start.Add(24 * time.Hour))
-	s.equal("the log", s.logged(w), []int{})
+	s.equal("rows pruned in the end", s.prune(start.Add(9*day)), 4)
+	s.equal("the log", s.log(w), posthorn.Page[posthorn.Delivery]{})
 	e := s.event()
 	s.deliver(node, e, start, w)
 	if e.Seq <= events[3].Seq {
@@ -85,10 +92,11 @@ func testPruneKeepsQueued(s *suite) {
 	s.accept(node, events[4], free(w))
 	s.setActive(w, false)
 
-	s.equal("rows pruned", s.prune(start.Add(time.Minute)), 0)
+	s.equal("deliveries pruned", s.prune(start.Add(4*day)), 2)
+	s.equal("the log", s.log(w), posthorn.Page[posthorn.Delivery]{})
 	s.setActive(w, true)
 	s.release(node, start)
-	s.equal("rows pruned after release", s.prune(start.Add(time.Minute)), 0)
+	s.equal("rows pruned after release", s.prune(start.Add(4*day)), 0)
 	fresh := s.node()
 	entries := s.claim(fresh, start.Add(2*time.Hour), w)
 	s.wantEntries(entries, again, queued(entryOf(w, events[0])), queued(entryOf(w, events[1])), queued(entryOf(w, events[4])),
@@ -96,11 +104,12 @@ func testPruneKeepsQueued(s *suite) {
 	var results []posthorn.Result
 	for _, e := range entries {
 		s.equal("payload", string(e.Event.Payload), fmt.Sprintf(`{"id":%q}`, e.Event.ID))
-		results = append(results, done(e, start.Add(2*time.Hour)))
+		results = append(results, done(e, start.Add(4*day)))
 	}
-	s.equal("rows pruned while claimed", s.prune(start.Add(time.Minute)), 0)
+	s.equal("rows pruned while claimed", s.prune(start.Add(4*day)), 0)
 	s.record(fresh, results...)
-	s.equal("rows pruned in the end", s.prune(start.Add(time.Minute)), 5)
+	s.equal("events pruned in the end", s.prune(start.Add(4*day)), 5)
+	s.equal("total of the log", s.log(w).Total, int64(5)) // though all others of that day had gone
 }
 
 func testPruneKeepsDeliveries(s *suite) {
@@ -120,6 +129,42 @@ func testPruneKeepsDeliveries(s *suite) {
 	s.equal("the delivery", got, d)
 }
 
+// testPruneLateDelivery has an event of long ago that was delivered again lately.
+func testPruneLateDelivery(s *suite) {
+	w, node := s.webhook(), s.node()
+	e := s.event()
+	s.deliver(node, e, start, w)
+	again := s.redelivery(w, e, start, node)
+	late := failed(again, start.Add(10*day))
+	s.record(node, late)
+	s.prune(start.Add(10 * day))
+	_, err := s.Event(s.Context(), repo, e.ID)
+	s.wantCode(err, posthorn.CodeNotFound)
+	got, err := s.Delivery(s.Context(), repo, w.ID, late.Delivery.ID)
+	s.check(err)
+	s.equal("the late delivery", got, *late.Delivery)
+	s.equal("the newest of the log", s.log(w).Items[0], *late.Delivery)
+	s.prune(start.Add(13 * day))
+	s.equal("the log", s.log(w), posthorn.Page[posthorn.Delivery]{})
+}
+
+// testPruneBesideLateDelivery has others of that event's day, which a late delivery keeps no longer.
+func testPruneBesideLateDelivery(s *suite) {
+	w, other, node := s.webhook(), s.webhook(), s.node()
+	e := s.event()
+	s.deliver(node, e, start, w, other)
+	s.deliver(node, s.event(), start, w)
+	s.record(node, failed(s.redelivery(w, e, start, node), start.Add(10*day)))
+	s.equal("rows pruned", s.prune(start.Add(10*day)), 5) // 2 events, 3 deliveries
+	s.equal("total of the log", s.log(w).Total, int64(1))
+	s.equal("rows of the log", len(s.log(w).Items), 1)
+	s.equal("the other's log", s.log(other), posthorn.Page[posthorn.Delivery]{})
+	yes := true
+	page, err := s.Deliveries(s.Context(), posthorn.DeliveryQuery{RepoID: repo, WebhookID: w.ID, Success: &yes, Limit: 10})
+	s.check(err)
+	s.equal("total of successes", page.Total, int64(0))
+}
+
 func testPruneDeleted(s *suite) {
 	w, kept, node := s.webhook(), s.webhook(), s.node()
 	for range 3 {
@@ -128,10 +173,12 @@ func testPruneDeleted(s *suite) {
 	e := s.event()
 	s.accept(node, e, free(w))
 	s.check(s.DeleteWebhook(s.Context(), repo, w.ID))
-	s.prune(start.Add(-time.Hour))
+	pruned := s.prune(start.Add(-time.Hour))
 	s.equal("the other's log", s.log(kept).Total, int64(3))
 	s.equal("webhooks due", s.due(start), []int64{})
-	s.equal("rows pruned later", s.prune(start.Add(time.Hour)), 7) // 4 events, 3 deliveries
+	pruned += s.prune(start.Add(3 * day))
+	s.equal("rows pruned in all", pruned, 10) // 4 events, 6 deliveries
+	s.equal("the other's log", s.log(kept), posthorn.Page[posthorn.Delivery]{})
 }
 
 // testPruneMany has more rows than a store may want to delete at once.
@@ -154,7 +201,8 @@ func testPruneMany(s *suite) {
 	_, err := s.Commit(s.Context(), batch)
 	s.check(err)
 	s.record(node, results...)
-	s.equal("rows pruned", s.prune(start.Add(time.Hour)), 2*(n-kept))
+	s.equal("rows pruned", s.prune(start.Add(3*day)), 2*(n-kept))
+	s.equal("the log", s.log(w), posthorn.Page[posthorn.Delivery]{})
 	page, err := s.Events(s.Context(), posthorn.EventQuery{RepoID: repo, Limit: 2 * n})
 	s.check(err)
 	s.equal("events left", []int{len(page.Items), int(page.Total)}, []int{kept, kept})
@@ -163,13 +211,17 @@ func testPruneMany(s *suite) {
 // testPruneOrder has rows that were recorded in another order than that of their times.
 func testPruneOrder(s *suite) {
 	w, node := s.webhook(), s.node()
-	for _, hours := range []int{0, 3, 1, 2} {
+	var want []string
+	for _, days := range []int{0, 9, 1, 8} {
 		e := s.event()
-		e.CreatedAt = start.Add(-time.Duration(hours) * time.Hour)
+		e.CreatedAt = start.Add(-time.Duration(days) * day)
 		s.deliver(node, e, e.CreatedAt, w)
+		if days < 5 {
+			want = append([]string{e.ID}, want...)
+		}
 	}
-	s.equal("rows pruned", s.prune(start.Add(-90*time.Minute)), 4)
-	s.equal("rows left", s.log(w).Total, int64(2))
+	s.equal("rows pruned", s.prune(start.Add(-5*day)), 4)
+	s.equal("the log", s.all(posthorn.DeliveryQuery{RepoID: repo, WebhookID: w.ID, Limit: 10}, 2), want)
 }
 
 // testConcurrency has everything happen at once: nothing fails, and every event reaches its webhooks.
@@ -239,7 +291,7 @@ func testConcurrency(s *suite) {
 	for _, w := range webhooks {
 		s.equal("deliveries", s.log(w).Total, int64(publishers*each))
 	}
-	s.equal("what can be pruned", s.prune(start.Add(time.Hour)), publishers*each*4)
+	s.equal("what can be pruned", s.prune(start.Add(3*day)), publishers*each*4)
 }
 
 // testCancelled has a context that has ended: every method says so.
@@ -257,6 +309,7 @@ func testCancelled(s *suite) {
 		"DeleteWebhook": func() error { return s.DeleteWebhook(ctx, repo, w.ID) },
 		"Webhook":       func() error { _, err := s.Webhook(ctx, repo, w.ID); return err },
 		"Webhooks":      func() error { _, err := s.Webhooks(ctx, posthorn.WebhookQuery{}); return err },
+		"Changes":       func() error { _, err := s.Changes(ctx, 0); return err },
 		"Enqueue":       func() error { return s.Enqueue(ctx, entryOf(w, e), node) },
 		"Due":           func() error { _, err := s.Due(ctx, start, horizon, 0, 1); return err },
 		"Claim": func() error {
@@ -274,6 +327,7 @@ func testCancelled(s *suite) {
 		"Events":  func() error { _, err := s.Events(ctx, posthorn.EventQuery{RepoID: repo, Limit: 1}); return err },
 		"Prune":   func() error { _, err := s.Prune(ctx, start); return err },
 		"Setting": func() error { _, err := s.Setting(ctx, "name", "value"); return err },
+		"Now":     func() error { _, err := s.Now(ctx); return err },
 	}
 	for name, call := range calls {
 		if err := call(); !errors.Is(err, context.Canceled) {

@@ -138,7 +138,7 @@ func testResultDeletedWebhook(s *suite) {
 	s.equal("webhooks due", s.due(start.Add(time.Hour)), []int64{})
 	s.equal("the other's log", s.logged(other), []int{1})
 	s.equal("Seq of what was not logged", lost.Delivery.Seq, int64(0))
-	s.equal("what can be pruned", s.prune(start.Add(time.Hour)), 2)
+	s.equal("what can be pruned", s.prune(start.Add(3*day)), 2)
 }
 
 // testResultsOfOneEvent settles an event's targets in one batch, in another order than theirs, with one left over.

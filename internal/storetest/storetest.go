@@ -20,7 +20,7 @@ import (
 func Run(t *testing.T, open func(t *testing.T) posthorn.Store) {
 	for _, test := range []func(*suite){
 		testWebhook, testWebhookUpdate, testWebhookDelete, testWebhookPages, testWebhookPagesOfAllRepos, testWebhookSeqGrows,
-		testSetting, testSettingRace,
+		testChanges, testChangesMany, testChangesConcurrently, testSetting, testSettingRace, testNow,
 
 		testEvent, testEventPages, testEventPageBytes, testPayloadBytes, testTimes,
 		testDuplicate, testConflict, testDuplicateInOneBatch, testSameIDInTwoRepos, testBadEventHarmsNoOther,
@@ -40,7 +40,8 @@ func Run(t *testing.T, open func(t *testing.T) posthorn.Store) {
 		testDelivery, testDeliveryNotFound, testDeliveryPages, testDeliveryFilters, testDeliveryFilterByEvent,
 		testDeliveryFilterByPrunedEvent, testDeliveryPageBytes, testDeliveryScan,
 
-		testPrune, testPruneKeepsQueued, testPruneKeepsDeliveries, testPruneDeleted, testPruneMany, testPruneOrder,
+		testPrune, testPruneKeepsQueued, testPruneKeepsDeliveries, testPruneLateDelivery, testPruneBesideLateDelivery,
+		testPruneDeleted, testPruneMany, testPruneOrder,
 
 		testConcurrency, testCancelled,
 	} {
@@ -51,7 +52,7 @@ func Run(t *testing.T, open func(t *testing.T) posthorn.Store) {
 	}
 }
 
-func name(test func(*suite)) string {
+func name(test any) string {
 	full := runtime.FuncForPC(reflect.ValueOf(test).Pointer()).Name()
 	return strings.TrimPrefix(full[strings.LastIndexByte(full, '.')+1:], "test")
 }
@@ -67,9 +68,10 @@ const (
 	repo    = "repo-1"
 	horizon = 24 * time.Hour
 	second  = time.Second
+	day     = 24 * time.Hour
 )
 
-// start is when tests begin. Nothing reads a clock: time is what a test says it is.
+// start is when tests begin. Nothing but Now reads a clock: time is what a test says it is.
 var start = time.Date(2026, 3, 4, 5, 6, 7, 891_234_000, time.UTC)
 
 func (s *suite) check(err error) {

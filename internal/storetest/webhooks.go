@@ -1,8 +1,10 @@
 package storetest
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -186,6 +188,168 @@ func testWebhookSeqGrows(s *suite) {
 		last = w.Seq
 		s.check(s.DeleteWebhook(s.Context(), repo, w.ID))
 		s.prune(start)
+	}
+}
+
+// changes returns what changed since a version, each webhook once and in ascending order of Seq.
+func (s *suite) changes(since int64) posthorn.Changes {
+	s.Helper()
+	c, err := s.Changes(s.Context(), since)
+	s.check(err)
+	slices.SortFunc(c.Webhooks, func(a, b posthorn.ChangedWebhook) int { return cmp.Compare(a.Seq, b.Seq) })
+	c.Webhooks = slices.Compact(c.Webhooks)
+	return c
+}
+
+func testChanges(s *suite) {
+	version := s.changes(0).Version
+	want := func(since int64, webhooks ...posthorn.Webhook) {
+		s.Helper()
+		var changed []posthorn.ChangedWebhook
+		for _, w := range webhooks {
+			changed = append(changed, posthorn.ChangedWebhook{Seq: w.Seq, RepoID: w.RepoID})
+		}
+		got := s.changes(since)
+		s.equal("changes", got, posthorn.Changes{Version: got.Version, Webhooks: changed})
+		if (got.Version > since) != (len(webhooks) > 0) || got.Version < since {
+			s.Fatalf("version %d after %d and %d changes", got.Version, since, len(webhooks))
+		}
+		version = got.Version
+	}
+	want(version)
+	empty := version
+	w, other := s.webhook(), s.webhookIn("another repo")
+	want(empty, w, other)
+	created := version
+	want(created)
+	s.setActive(w, false)
+	want(created, w)
+	s.setActive(w, true)
+	want(created, w)
+	want(version)
+	_, err := s.UpdateWebhook(s.Context(), repo, w.ID, func(*posthorn.Webhook) error { return errors.New("no") })
+	if err == nil {
+		s.Fatal("a refusal was lost")
+	}
+	want(version)
+	updated := version
+	s.check(s.DeleteWebhook(s.Context(), "another repo", other.ID))
+	want(updated, other)
+	s.prune(start)
+	want(updated, other)
+	want(empty, w, other)
+	want(version)
+}
+
+// testChangesMany has so many changes that a store may name none of them.
+func testChangesMany(s *suite) {
+	version := s.changes(0).Version
+	var want []posthorn.ChangedWebhook
+	for range 1100 {
+		w := s.webhook()
+		want = append(want, posthorn.ChangedWebhook{Seq: w.Seq, RepoID: repo})
+	}
+	got := s.changes(version)
+	if !got.All {
+		s.equal("changes", got.Webhooks, want)
+	}
+	s.equal("changes after that", s.changes(got.Version), posthorn.Changes{Version: got.Version})
+}
+
+// testChangesConcurrently keeps a copy of all webhooks by their changes, as a node does, while they change: what changed
+// last is not missed.
+func testChangesConcurrently(s *suite) {
+	const repos, rounds = 8, 15
+	repoID := func(i int) string { return fmt.Sprint("repo-", i) }
+	read := func(repoID string) []posthorn.Webhook {
+		page, err := s.Webhooks(s.Context(), posthorn.WebhookQuery{RepoID: repoID})
+		if err != nil {
+			s.Error(err)
+		}
+		return page.Items
+	}
+	copies := map[string][]posthorn.Webhook{}
+	version := int64(0)
+	follow := func() error {
+		c, err := s.Changes(s.Context(), version)
+		if err != nil {
+			return err
+		}
+		if c.All {
+			for i := range repos {
+				copies[repoID(i)] = read(repoID(i))
+			}
+		}
+		for _, w := range c.Webhooks {
+			copies[w.RepoID] = read(w.RepoID)
+		}
+		version = c.Version
+		return nil
+	}
+	changeAll := func(repoID string) error {
+		for i := range rounds {
+			w := posthorn.Webhook{ID: fmt.Sprint(repoID, "-", i), RepoID: repoID, CreatedAt: start, UpdatedAt: start}
+			if err := s.CreateWebhook(s.Context(), &w); err != nil {
+				return err
+			}
+			_, err := s.UpdateWebhook(s.Context(), repoID, w.ID, func(w *posthorn.Webhook) error {
+				w.Description = "changed"
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+			if i%3 == 0 {
+				if err := s.DeleteWebhook(s.Context(), repoID, w.ID); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}
+	var changing, following sync.WaitGroup
+	for i := range repos {
+		changing.Go(func() {
+			if err := changeAll(repoID(i)); err != nil {
+				s.Error(err)
+			}
+		})
+	}
+	changed := make(chan struct{})
+	following.Go(func() {
+		for {
+			select {
+			case <-changed:
+				return
+			default:
+				if err := follow(); err != nil {
+					s.Error(err)
+					return
+				}
+			}
+		}
+	})
+	changing.Wait()
+	close(changed)
+	following.Wait()
+	s.check(follow())
+	for i := range repos {
+		s.equal("the copy", copies[repoID(i)], read(repoID(i)))
+	}
+}
+
+func testNow(s *suite) {
+	first, err := s.Now(s.Context())
+	s.check(err)
+	if diff := time.Since(first).Abs(); diff > time.Hour {
+		s.Fatalf("the store's clock says %v, %v from this one's", first, diff)
+	}
+	s.equal("its zone", first.Location().String(), "UTC")
+	s.equal("it in microseconds", first, first.Truncate(time.Microsecond))
+	next, err := s.Now(s.Context())
+	s.check(err)
+	if next.Before(first) {
+		s.Fatalf("%v comes after %v", next, first)
 	}
 }
 

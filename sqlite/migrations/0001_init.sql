@@ -1,8 +1,9 @@
--- Times are microseconds since 1970, 0 for none. Numbers called seq are never used twice.
+-- Times are microseconds since 1970, 0 for none. Numbers called seq are never used twice. The file may be a host's own:
+-- what is Posthorn's begins with posthorn_.
 
 -- +goose Up
 
-CREATE TABLE webhooks (
+CREATE TABLE posthorn_webhooks (
     seq         INTEGER PRIMARY KEY AUTOINCREMENT,
     id          TEXT    NOT NULL UNIQUE,
     repo_id     TEXT    NOT NULL,
@@ -15,11 +16,18 @@ CREATE TABLE webhooks (
     updated_at  INTEGER NOT NULL,
     deleted     INTEGER NOT NULL DEFAULT 0 -- 1: only here until what it left behind has been pruned
 ) STRICT;
-CREATE INDEX webhooks_by_repo ON webhooks (repo_id, seq) WHERE deleted = 0;
-CREATE INDEX webhooks_deleted ON webhooks (seq) WHERE deleted = 1;
+CREATE INDEX posthorn_webhooks_by_repo ON posthorn_webhooks (repo_id, seq) WHERE deleted = 0;
+CREATE INDEX posthorn_webhooks_deleted ON posthorn_webhooks (seq) WHERE deleted = 1;
+
+-- The newest changes to webhooks, from which nodes learn what to read again.
+CREATE TABLE posthorn_changes (
+    version INTEGER PRIMARY KEY, -- from counters
+    webhook INTEGER NOT NULL,
+    repo_id TEXT    NOT NULL
+) STRICT;
 
 -- Rows are never updated, because payloads are big. The payload stands last, so that nothing is read past it.
-CREATE TABLE events (
+CREATE TABLE posthorn_events (
     seq        INTEGER PRIMARY KEY, -- from counters
     id         TEXT    NOT NULL,
     repo_id    TEXT    NOT NULL,
@@ -29,19 +37,19 @@ CREATE TABLE events (
     payload    BLOB    NOT NULL
 ) STRICT;
 -- The id first: ids are nearly ordered by time, so that the index grows at its end.
-CREATE UNIQUE INDEX events_by_id ON events (id, repo_id);
-CREATE INDEX events_by_repo ON events (repo_id, seq);
+CREATE UNIQUE INDEX posthorn_events_by_id ON posthorn_events (id, repo_id);
+CREATE INDEX posthorn_events_by_repo ON posthorn_events (repo_id, seq);
 
 -- The automatic first attempts that a node has in memory and that have no row in the queue: one row for an event, with
 -- the webhooks that it has not been settled for yet.
-CREATE TABLE promises (
+CREATE TABLE posthorn_promises (
     event    INTEGER PRIMARY KEY,
     node     INTEGER NOT NULL,
     webhooks BLOB    NOT NULL -- their seqs as varints
 ) STRICT;
 
 -- The key is the order in which a webhook's entries are claimed.
-CREATE TABLE queue (
+CREATE TABLE posthorn_queue (
     webhook INTEGER NOT NULL,
     lane    INTEGER NOT NULL, -- 0 free and asked for by hand, 1 free and automatic, 2 leased to the node
     due_at  INTEGER NOT NULL,
@@ -52,10 +60,10 @@ CREATE TABLE queue (
     node    INTEGER, -- NULL while free
     PRIMARY KEY (webhook, lane, due_at, event, run)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX queue_by_event ON queue (event);
+CREATE INDEX posthorn_queue_by_event ON posthorn_queue (event);
 
 -- The columns that are filtered by stand before the long ones.
-CREATE TABLE deliveries (
+CREATE TABLE posthorn_deliveries (
     seq             INTEGER PRIMARY KEY, -- from counters
     id              BLOB    NOT NULL, -- a UUID of version 7 with the event's time
     webhook         INTEGER NOT NULL,
@@ -72,34 +80,34 @@ CREATE TABLE deliveries (
     body            TEXT    NOT NULL,
     exchange        TEXT    NOT NULL -- JSON
 ) STRICT;
-CREATE UNIQUE INDEX deliveries_by_id ON deliveries (id);
-CREATE INDEX deliveries_by_webhook ON deliveries (webhook, seq);
+CREATE UNIQUE INDEX posthorn_deliveries_by_id ON posthorn_deliveries (id);
+CREATE INDEX posthorn_deliveries_by_webhook ON posthorn_deliveries (webhook, seq);
 
-CREATE TABLE nodes (
+CREATE TABLE posthorn_nodes (
     node        INTEGER PRIMARY KEY AUTOINCREMENT,
     lease_until INTEGER NOT NULL -- -1: ended, and its entries are being freed
 ) STRICT;
 
 -- The last numbers that were given out. AUTOINCREMENT would look after that too, but once for every row.
-CREATE TABLE counters (
+CREATE TABLE posthorn_counters (
     name TEXT PRIMARY KEY,
     last INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
-INSERT INTO counters VALUES ('event', 0), ('delivery', 0), ('run', 0);
+INSERT INTO posthorn_counters VALUES ('event', 0), ('delivery', 0), ('run', 0), ('change', 0);
 
 -- Counts, so that no total is a scan.
-CREATE TABLE repo_counts (
+CREATE TABLE posthorn_repo_counts (
     repo_id  TEXT PRIMARY KEY,
     webhooks INTEGER NOT NULL DEFAULT 0,
     events   INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE delivery_counts (
+CREATE TABLE posthorn_delivery_counts (
     webhook   INTEGER PRIMARY KEY,
     succeeded INTEGER NOT NULL,
     failed    INTEGER NOT NULL
 ) STRICT;
 
-CREATE TABLE settings (
+CREATE TABLE posthorn_settings (
     name  TEXT PRIMARY KEY,
     value TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
