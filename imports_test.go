@@ -53,9 +53,13 @@ func TestImports(t *testing.T) {
 		{pkg: "internal/sender"},
 		{pkg: "internal/secretbox"},
 		{pkg: "internal/storetest", ours: root},
+		{pkg: "internal/pgtest", optional: []string{pgx}},
+		{pkg: "internal/pgtest/with", anything: true}, // a program of the tests'
 		{pkg: "sqlite", ours: root, optional: []string{modernc, zombiezen, goose}},
+		{pkg: "postgres", ours: root, optional: []string{pgx, goose}},
 		{pkg: "httpapi", ours: root, optional: []string{huma}},
 		{pkg: "cmd/posthorn", anything: true},
+		{pkg: "examples/outbox", anything: true}, // a program of its own, which shows how to embed
 	}
 
 	watchSources(t)
