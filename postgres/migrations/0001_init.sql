@@ -1,0 +1,133 @@
+-- The search path is the schema, so names are not qualified here. Times are timestamptz. Days are counted from 1970-01-01
+-- in UTC. Numbers called seq come from sequences and are never used twice. Ids compare as bytes (COLLATE "C").
+--
+-- Autovacuum's usual threshold is a share of a table. These tables are busy out of all proportion to their size, and a
+-- vacuum of a small table is cheap: most get a fixed number of dead rows instead, and no pauses.
+
+-- +goose Up
+
+CREATE SEQUENCE event_seq;
+CREATE SEQUENCE delivery_seq;
+CREATE SEQUENCE run_seq;
+
+CREATE TABLE webhooks (
+    seq         bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id          text        COLLATE "C" NOT NULL UNIQUE,
+    repo_id     text        COLLATE "C" NOT NULL,
+    url         text        NOT NULL,
+    events      text        NOT NULL, -- JSON array of event types
+    active      boolean     NOT NULL,
+    description text        NOT NULL,
+    secrets     text        NOT NULL, -- JSON array, newest first
+    created_at  timestamptz NOT NULL,
+    updated_at  timestamptz NOT NULL,
+    deleted     boolean     NOT NULL DEFAULT false -- only here until what it left behind has been pruned
+);
+CREATE INDEX webhooks_by_repo ON webhooks (repo_id, seq) WHERE NOT deleted;
+CREATE INDEX webhooks_deleted ON webhooks (seq) WHERE deleted;
+
+-- The newest changes to webhooks, from which nodes learn what to read again.
+CREATE TABLE changes (
+    version bigint PRIMARY KEY, -- from counters, whose row's lock makes their order that of the commits
+    webhook bigint NOT NULL,
+    repo_id text   NOT NULL
+);
+
+CREATE TABLE counters (
+    name text   PRIMARY KEY,
+    last bigint NOT NULL
+) WITH (fillfactor = 50); -- room to update in place
+INSERT INTO counters VALUES ('change', 0);
+
+-- Rows are never updated, because payloads are big, and are deleted once, when they are old.
+CREATE TABLE events (
+    seq        bigint      PRIMARY KEY, -- event_seq
+    id         text        COLLATE "C" NOT NULL,
+    repo_id    text        COLLATE "C" NOT NULL,
+    type       text        NOT NULL,
+    created_at timestamptz NOT NULL,
+    deliveries integer     NOT NULL,
+    payload    bytea       NOT NULL -- the exact bytes, so neither text nor JSON
+) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.1);
+-- The id first: ids are nearly ordered by time, so that the index grows at its end.
+CREATE UNIQUE INDEX events_by_id ON events (id, repo_id);
+CREATE INDEX events_by_repo ON events (repo_id, seq);
+
+-- One row for each entry, leased or free. Most live for some milliseconds: they are inserted leased and deleted with the
+-- result of their only attempt, and are in no index but the key's. Only what is free is in queue_free, in the order in which
+-- a webhook's entries are claimed. There is no index by node: a dead node's entries are found by reading the table once.
+CREATE TABLE queue (
+    event     bigint      NOT NULL,
+    webhook   bigint      NOT NULL,
+    run       bigint      NOT NULL,
+    due_at    timestamptz NOT NULL,
+    node      bigint, -- NULL while free
+    attempt   integer     NOT NULL,
+    automatic boolean     NOT NULL GENERATED ALWAYS AS (trigger = 'automatic') STORED,
+    trigger   text        NOT NULL,
+    PRIMARY KEY (event, webhook, run)
+) WITH (
+    -- Claiming updates every row of a page at about the same time: with room left, the new versions stand beside the old.
+    fillfactor = 70,
+    -- Dead rows are what makes this table slow, so it is vacuumed as often as autovacuum looks at it.
+    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0,
+    autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 100000,
+    autovacuum_analyze_scale_factor = 0.1, autovacuum_analyze_threshold = 5000
+);
+CREATE INDEX queue_free ON queue (webhook, automatic, due_at, event, run) WHERE node IS NULL;
+
+-- The log: one partition for each day of the events, which their deliveries' ids begin with. So the id alone can be the key,
+-- which makes recording a delivery twice harmless, and a day goes at once. There is no default partition: rows in it would be
+-- in the way of the one they belong to.
+CREATE TABLE deliveries (
+    seq             bigint      NOT NULL, -- delivery_seq
+    id              uuid        NOT NULL, -- version 7, with the event's time
+    webhook         bigint      NOT NULL,
+    event           bigint      NOT NULL, -- which may have been pruned
+    success         boolean     NOT NULL,
+    delivered_at    timestamptz NOT NULL,
+    next_attempt_at timestamptz,
+    run             bigint      NOT NULL,
+    attempt         integer     NOT NULL,
+    status          integer     NOT NULL,
+    trigger         text        NOT NULL,
+    event_id        text        COLLATE "C" NOT NULL,
+    event_type      text        NOT NULL,
+    body            bytea       NOT NULL, -- text that may have NUL characters, which PostgreSQL's text may not
+    exchange        text        NOT NULL, -- JSON
+    PRIMARY KEY (id)
+) PARTITION BY RANGE (id);
+CREATE INDEX deliveries_by_webhook ON deliveries (webhook, seq);
+
+CREATE TABLE nodes (
+    node        bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    lease_until timestamptz NOT NULL,
+    ended       boolean     NOT NULL DEFAULT false -- its entries are being freed
+) WITH (fillfactor = 50);
+
+-- Counts, so that no total is a scan. A row is a difference, and a total is their sum: nobody updates a row that others wait
+-- for. Prune folds them together.
+CREATE TABLE repo_counts (
+    repo_id text    COLLATE "C" NOT NULL,
+    events  bigint  NOT NULL,
+    folded  boolean NOT NULL DEFAULT false
+) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX repo_counts_by_repo ON repo_counts (repo_id);
+CREATE INDEX repo_counts_unfolded ON repo_counts (repo_id) WHERE NOT folded;
+
+CREATE TABLE delivery_counts (
+    webhook   bigint  NOT NULL,
+    day       integer NOT NULL, -- of the event, and so of the partition
+    recorded  integer NOT NULL, -- the day of the delivery itself
+    succeeded bigint  NOT NULL,
+    failed    bigint  NOT NULL,
+    folded    boolean NOT NULL DEFAULT false
+) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
+CREATE INDEX delivery_counts_by_webhook ON delivery_counts (webhook, day);
+CREATE INDEX delivery_counts_by_day ON delivery_counts (day, recorded);
+CREATE INDEX delivery_counts_unfolded ON delivery_counts (webhook, day) WHERE NOT folded;
+
+CREATE TABLE settings (
+    name  text PRIMARY KEY,
+    value text NOT NULL
+);

@@ -1,0 +1,320 @@
+package postgres
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/musehub/posthorn"
+	"github.com/musehub/posthorn/internal/pgtest"
+)
+
+func TestDays(t *testing.T) {
+	for _, c := range []struct {
+		at    time.Time
+		day   day
+		table string
+	}{
+		{time.Unix(0, 0), 0, "deliveries_19700101"},
+		{time.Unix(-1, 0), -1, "deliveries_19691231"},
+		{time.Date(2026, 3, 4, 23, 59, 59, 999_999_999, time.UTC), 20516, "deliveries_20260304"},
+		{time.Date(2026, 3, 5, 0, 0, 0, 0, time.UTC), 20517, "deliveries_20260305"},
+		{time.Date(2026, 3, 5, 1, 0, 0, 0, time.FixedZone("there", 7200)), 20516, "deliveries_20260304"},
+		{time.Date(2262, 4, 11, 0, 0, 0, 0, time.UTC), lastDay, "deliveries_22620411"},
+	} {
+		d := dayAt(c.at)
+		if d != c.day || d.table() != c.table {
+			t.Errorf("%v is day %d with table %s", c.at, d, d.table())
+		}
+		if back, ok := dayOfTable(c.table); !ok || back != d {
+			t.Errorf("table %s is of day %d, %v", c.table, back, ok)
+		}
+		if c.day < 0 {
+			continue
+		}
+		id, _ := parseUUID(posthorn.DeliveryID(&posthorn.AcceptedEvent{CreatedAt: c.at}, "w", 0, 1))
+		if of, ok := dayOf(id); !ok || of != d {
+			t.Errorf("the id %x of %v is of day %d, %v", id, c.at, of, ok)
+		}
+		first, next := formatUUID(d.firstID()), formatUUID((d + 1).firstID())
+		if s := formatUUID(id); s < first || s >= next {
+			t.Errorf("the id %s is not between %s and %s", s, first, next)
+		}
+	}
+	for _, at := range []time.Time{{}, time.Unix(-1, 0), time.Date(2262, 4, 12, 0, 0, 0, 0, time.UTC)} {
+		id, _ := parseUUID(posthorn.DeliveryID(&posthorn.AcceptedEvent{CreatedAt: at}, "w", 0, 1))
+		if d, ok := dayOf(id); ok {
+			t.Errorf("an event of %v has a day: %d", at, d)
+		}
+	}
+	for _, name := range []string{"deliveries", "deliveries_", "deliveries_2026", "deliveries_20261332", "deliveries_20260304_pkey", "x_deliveries_20260304"} {
+		if d, ok := dayOfTable(name); ok {
+			t.Errorf("table %s is taken for day %d's", name, d)
+		}
+	}
+}
+
+// TestImpossibleDelivery has an id of a time that no event has: it makes no partition, and nothing is written.
+func TestImpossibleDelivery(t *testing.T) {
+	s := open(t, pgtest.URL(t))
+	w, node := newWebhook(t, s), newNode(t, s)
+	e := newEvent(time.Date(5000, 1, 1, 0, 0, 0, 0, time.UTC))
+	_, err := s.Commit(t.Context(), posthorn.Batch{Node: node, Results: []posthorn.Result{delivered(leasedEntryOf(w, e), start)}})
+	wantCode(t, err, posthorn.CodeInternal, "impossible time")
+	if n := tables(t, s); n != "" {
+		t.Fatalf("there are tables %s", n)
+	}
+}
+
+// tables returns the days that have a table, with the state of those that are no partitions.
+func tables(t testing.TB, s *Store) string {
+	t.Helper()
+	states, err := s.partitionStates(t.Context(), "deliveries\\_%")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []string
+	today := dayAt(time.Now())
+	for _, d := range sortedDays(states, nil) {
+		if d >= today {
+			continue // made ahead
+		}
+		entry := d.start().Format("01-02")
+		if states[d] != partitionAttached {
+			entry += fmt.Sprintf("(%d)", states[d])
+		}
+		list = append(list, entry)
+	}
+	return strings.Join(list, " ")
+}
+
+func prune(t testing.TB, s *Store, before time.Time) int {
+	t.Helper()
+	n, err := s.Prune(t.Context(), before)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestPartitionsAhead(t *testing.T) {
+	s := open(t, pgtest.URL(t))
+	prune(t, s, start)
+	now, err := s.Now(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range day(daysAhead) { // one less, should midnight be now
+		if state, err := s.partitionState(t.Context(), dayAt(now)+i); err != nil || state != partitionAttached {
+			t.Errorf("in %d days the partition is in state %d, %v", i, state, err)
+		}
+	}
+}
+
+// TestDroppedPartition has a partition that another node dropped: this one doesn't know, and makes it again.
+func TestDroppedPartition(t *testing.T) {
+	url := pgtest.URL(t)
+	s := open(t, url)
+	other := openNode(t, url, Config{Schema: s.schema})
+	w, node := newWebhook(t, s), newNode(t, s)
+	deliver(t, s, node, w, newEvent(start), start)
+	deliver(t, s, node, w, newEvent(start.Add(-oneDay)), start)
+	if got := tables(t, s); got != "03-03 03-04" {
+		t.Fatalf("partitions of %s", got)
+	}
+	if n := prune(t, other, start.Add(3*oneDay)); n != 4 {
+		t.Fatalf("%d rows pruned", n)
+	}
+	if got := tables(t, s); got != "" {
+		t.Fatalf("partitions of %s after Prune", got)
+	}
+	wantLog(t, s, w, 0)
+	late := newEvent(start)
+	deliver(t, s, node, w, late, start.Add(3*oneDay))
+	wantLog(t, s, w, 1)
+	if got := tables(t, s); got != "03-04" {
+		t.Fatalf("partitions of %s in the end", got)
+	}
+}
+
+// TestUnfinishedPartitions has tables in all states in which a node that died can leave them. Whoever needs one makes it a
+// partition, and Prune gets rid of the others; counts follow.
+func TestUnfinishedPartitions(t *testing.T) {
+	for name, leave := range map[string]func(t *testing.T, s *Store, d day){
+		"detached": func(t *testing.T, s *Store, d day) {
+			execute(t, s, "ALTER TABLE posthorn.deliveries DETACH PARTITION posthorn."+d.table())
+		},
+		"detaching": func(t *testing.T, s *Store, d day) {
+			// It waits for whoever uses the log, and is cut off meanwhile.
+			reader := begin(t, s, pgx.ReadCommitted)
+			if _, err := reader.Exec(t.Context(), s.names.replacer.Replace("SELECT FROM posthorn.deliveries")); err != nil {
+				t.Fatal(err)
+			}
+			conn, err := s.pool.Acquire(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Release()
+			_, err = conn.Exec(t.Context(), "SET lock_timeout = '100ms'")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Exec(t.Context(), "RESET lock_timeout")
+			if _, err := conn.Exec(t.Context(), s.names.replacer.Replace("ALTER TABLE posthorn.deliveries DETACH PARTITION posthorn."+d.table()+" CONCURRENTLY")); sqlState(err) != "55P03" {
+				t.Fatalf("detaching while someone reads: %v", err)
+			}
+			if err := reader.Rollback(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := pgtest.URL(t)
+			s := open(t, url)
+			fresh := func() *Store { return openNode(t, url, Config{Schema: s.schema}) }
+			w, node := newWebhook(t, s), newNode(t, s)
+			deliver(t, s, node, w, newEvent(start), start)
+			leave(t, s, dayAt(start))
+			if got := tables(t, s); !strings.HasPrefix(got, "03-04(") {
+				t.Fatalf("partitions of %s", got)
+			}
+
+			deliver(t, fresh(), node, w, newEvent(start), start.Add(2*oneDay))
+			if got := tables(t, s); got != "03-04" {
+				t.Fatalf("partitions of %s after a delivery", got)
+			}
+			wantLog(t, s, w, 2)
+
+			leave(t, s, dayAt(start))
+			prune(t, fresh(), start) // nothing is old: the table is no partition by mistake
+			if got := tables(t, s); got != "03-04" {
+				t.Fatalf("partitions of %s after a Prune that it stays in", got)
+			}
+			wantLog(t, s, w, 2)
+
+			leave(t, s, dayAt(start))
+			if n := prune(t, fresh(), start.Add(4*oneDay)); n != 4 {
+				t.Fatalf("%d rows pruned", n)
+			}
+			if got := tables(t, s); got != "" {
+				t.Fatalf("partitions of %s in the end", got)
+			}
+			wantLog(t, s, w, 0)
+		})
+	}
+}
+
+// TestDropWhileReading has a reader keep a partition from being detached: Prune leaves it for the next time.
+func TestDropWhileReading(t *testing.T) {
+	s := open(t, pgtest.URL(t))
+	w, node := newWebhook(t, s), newNode(t, s)
+	deliver(t, s, node, w, newEvent(start), start)
+	reader := begin(t, s, pgx.ReadCommitted)
+	if _, err := reader.Exec(t.Context(), s.names.replacer.Replace("SELECT FROM posthorn.deliveries")); err != nil {
+		t.Fatal(err)
+	}
+	prune(t, s, start.Add(3*oneDay))
+	deliver(t, s, node, w, newEvent(start.Add(3*oneDay)), start.Add(3*oneDay)) // nobody waits for either
+	if got := tables(t, s); got != "03-04(2) 03-07" {
+		t.Fatalf("partitions of %s while someone reads", got)
+	}
+	if err := reader.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := prune(t, s, start.Add(3*oneDay)); n != 1 {
+		t.Fatalf("%d rows pruned", n)
+	}
+	if got := tables(t, s); got != "03-07" {
+		t.Fatalf("partitions of %s afterwards", got)
+	}
+	wantLog(t, s, w, 1)
+}
+
+// TestLostCounts has counts of a day whose partition is gone.
+func TestLostCounts(t *testing.T) {
+	s := open(t, pgtest.URL(t))
+	w, node := newWebhook(t, s), newNode(t, s)
+	deliver(t, s, node, w, newEvent(start), start)
+	execute(t, s, "DROP TABLE posthorn."+dayAt(start).table())
+	prune(t, s, start.Add(-oneDay))
+	wantLog(t, s, w, 0)
+}
+
+// TestPartitionsAtOnce has nodes record deliveries of old days, while others drop these days again and again: nothing fails,
+// and no delivery that is to stay is lost.
+func TestPartitionsAtOnce(t *testing.T) {
+	url := pgtest.URL(t)
+	first := open(t, url)
+	const nodes, rounds = 3, 12
+	w, node := newWebhook(t, first), newNode(t, first)
+	now := start.Add(10 * oneDay)
+	var wg sync.WaitGroup
+	for range nodes {
+		s := openNode(t, url, Config{Schema: first.schema})
+		wg.Go(func() {
+			for i := range rounds {
+				for _, at := range []time.Time{start.Add(3 * oneDay), now} { // the first ones are old
+					e := newEvent(start.Add(time.Duration(i%3) * oneDay))
+					for _, b := range []posthorn.Batch{
+						{Node: node, Events: []posthorn.NewEvent{accepting(e, true, w)}},
+						{Node: node, Results: []posthorn.Result{delivered(leasedEntryOf(w, e), at)}},
+					} {
+						if _, err := s.Commit(t.Context(), b); err != nil {
+							t.Error(err)
+							return
+						}
+					}
+				}
+				if _, err := s.Prune(t.Context(), now.Add(-time.Hour)); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	prune(t, first, now.Add(-time.Hour))
+	wantLog(t, first, w, nodes*rounds)
+	prune(t, first, now.Add(2*oneDay))
+	wantLog(t, first, w, 0)
+	if got := tables(t, first); got != "" {
+		t.Fatalf("partitions of %s in the end", got)
+	}
+}
+
+// TestFold has counts that commits made one by one.
+func TestFold(t *testing.T) {
+	s := open(t, pgtest.URL(t))
+	w, other, node := newWebhook(t, s), newWebhook(t, s), newNode(t, s)
+	for range 5 {
+		deliver(t, s, node, w, newEvent(start), start)
+	}
+	deliver(t, s, node, other, newEvent(start), start)
+	if n := number(t, s, "SELECT count(*) FROM posthorn.delivery_counts"); n != 6 {
+		t.Fatalf("%d counts of deliveries before", n)
+	}
+	for range 2 {
+		prune(t, s, start.Add(-oneDay))
+		for table, want := range map[string]int{"delivery_counts": 2, "repo_counts": 1} {
+			if n := number(t, s, "SELECT count(*) FROM posthorn."+table); n != want {
+				t.Errorf("%d rows in %s, want %d", n, table, want)
+			}
+		}
+	}
+	deliver(t, s, node, w, newEvent(start), start)
+	prune(t, s, start.Add(-oneDay))
+	if n := number(t, s, "SELECT count(*) FROM posthorn.delivery_counts WHERE folded"); n != 2 {
+		t.Errorf("%d folded rows, want 2", n)
+	}
+	wantLog(t, s, w, 6)
+	prune(t, s, start.Add(3*oneDay))
+	for _, table := range []string{"delivery_counts", "repo_counts"} {
+		if n := number(t, s, "SELECT count(*) FROM posthorn."+table); n != 0 {
+			t.Errorf("%d rows in %s in the end", n, table)
+		}
+	}
+}

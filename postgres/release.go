@@ -1,0 +1,172 @@
+package postgres
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/musehub/posthorn"
+)
+
+// releaseChunk is how many entries are freed in one transaction.
+const releaseChunk = 500
+
+// Release implements [posthorn.Store].
+func (s *Store) Release(ctx context.Context, node int64, now time.Time) (int, error) {
+	defer s.lanes.forget() // what becomes free was due before what has been claimed since
+	var nodes []int64
+	err := s.write(ctx, func(ctx context.Context, t *transaction) error {
+		nodes = nil
+		where, arg := "node = $1", any(node)
+		if node == 0 {
+			where, arg = "(ended OR lease_until < $1)", micros(now)
+		}
+		return t.run(ctx, func(b *batch) {
+			// FOR UPDATE waits for those who have the node's row locked as their fence, which the UPDATE alone would not.
+			b.queue(`UPDATE posthorn.nodes SET ended = true
+				WHERE node IN (SELECT node FROM posthorn.nodes WHERE `+where+` ORDER BY node FOR UPDATE) RETURNING node`, arg).
+				Query(func(rows pgx.Rows) error {
+					var node int64
+					_, err := pgx.ForEachRow(rows, []any{&node}, func() error {
+						nodes = append(nodes, node)
+						return nil
+					})
+					return err
+				})
+		})
+	})
+	if err != nil {
+		return 0, err
+	}
+	released := 0
+	for _, node := range nodes {
+		ok, err := s.releaseNode(ctx, node)
+		if err != nil {
+			return released, err
+		}
+		if ok {
+			released++
+		}
+	}
+	return released, nil
+}
+
+// releaseNode frees the entries of a node whose lease has ended, in chunks. The node's row goes last, when no entry is left:
+// whatever interrupts this, the next Release goes on with it. It reports false when another call was faster.
+func (s *Store) releaseNode(ctx context.Context, node int64) (bool, error) {
+	for {
+		entries, err := s.leasedTo(ctx, node)
+		if err != nil {
+			return false, err
+		}
+		for chunk := range slices.Chunk(entries, releaseChunk) {
+			if err := s.free(ctx, node, chunk); err != nil {
+				return false, err
+			}
+		}
+		var removed, left int
+		err = s.write(ctx, func(ctx context.Context, t *transaction) error {
+			return t.run(ctx, func(b *batch) {
+				// Others may be freeing entries at this moment. They see the row as long as there are any.
+				b.queue(`WITH left_over AS (SELECT count(*) AS n FROM (SELECT FROM posthorn.queue WHERE node = $1 LIMIT 1) q),
+					gone AS (DELETE FROM posthorn.nodes WHERE node = $1 AND (SELECT n FROM left_over) = 0 RETURNING node)
+					SELECT (SELECT count(*) FROM gone), (SELECT n FROM left_over)`, node).
+					QueryRow(func(row pgx.Row) error { return row.Scan(&removed, &left) })
+			})
+		})
+		if err != nil || left == 0 {
+			return removed == 1, err
+		}
+	}
+}
+
+// leasedEntry is an entry of a node that is to be freed.
+type leasedEntry struct {
+	event, webhook, run int64
+	attempt             int32
+	due                 time.Time
+	live                bool        // its webhook is
+	delivery            pgtype.UUID // the id of its attempt
+}
+
+// leasedTo returns all entries of a node. It reads the whole queue, for which no index is needed that every lease would have
+// to keep up. A node has no more of them than fit into its memory.
+func (s *Store) leasedTo(ctx context.Context, node int64) (entries []leasedEntry, err error) {
+	err = s.get(ctx, func(b *batch) {
+		b.queue("SELECT set_config('enable_seqscan', 'on', true)")
+		b.queue(`SELECT q.event, q.webhook, q.run, q.attempt, q.due_at, e.id, e.repo_id, e.created_at, w.id
+			FROM (SELECT * FROM posthorn.queue WHERE node = $1 OFFSET 0) q
+			LEFT JOIN LATERAL (SELECT * FROM posthorn.events WHERE seq = q.event OFFSET 0) e ON true
+			LEFT JOIN LATERAL (SELECT * FROM posthorn.webhooks WHERE seq = q.webhook AND NOT deleted OFFSET 0) w ON true
+			ORDER BY q.event, q.webhook, q.run`, node,
+		).Query(func(rows pgx.Rows) error {
+			var e leasedEntry
+			var eventID, repoID, webhookID *string
+			var createdAt *time.Time
+			scan := []any{&e.event, &e.webhook, &e.run, &e.attempt, &e.due, &eventID, &repoID, &createdAt, &webhookID}
+			_, err := pgx.ForEachRow(rows, scan, func() error {
+				if e.live = webhookID != nil && eventID != nil; e.live {
+					event := posthorn.AcceptedEvent{ID: *eventID, RepoID: *repoID, CreatedAt: createdAt.UTC()}
+					id, _ := parseUUID(posthorn.DeliveryID(&event, *webhookID, e.run, int(e.attempt)))
+					e.delivery = pgtype.UUID{Bytes: id, Valid: true}
+				}
+				entries = append(entries, e)
+				return nil
+			})
+			return err
+		})
+	})
+	return entries, err
+}
+
+// free frees entries of a node, unless others have done so. If the log has an entry's attempt already (a node that had lost
+// the entry before recorded it), the log decides how its run goes on, just as it would have with the entry at hand.
+func (s *Store) free(ctx context.Context, node int64, entries []leasedEntry) error {
+	return s.write(ctx, func(ctx context.Context, t *transaction) error {
+		type settled struct{ next *time.Time }
+		log := map[[16]byte]settled{}
+		err := t.run(ctx, func(b *batch) {
+			var ids []pgtype.UUID
+			for _, e := range entries {
+				if e.live {
+					ids = append(ids, e.delivery)
+				}
+			}
+			b.queue(`SELECT d.id, d.next_attempt_at FROM unnest($1::uuid[]) AS g (id)
+				CROSS JOIN LATERAL (SELECT * FROM posthorn.deliveries d WHERE d.id = g.id OFFSET 0) d`, ids).
+				Query(func(rows pgx.Rows) error {
+					var id pgtype.UUID
+					var next *time.Time
+					_, err := pgx.ForEachRow(rows, []any{&id, &next}, func() error {
+						log[id.Bytes] = settled{next}
+						return nil
+					})
+					return err
+				})
+		})
+		if err != nil {
+			return err
+		}
+		var r results // every entry is settled, as its node would have done
+		for i := range entries {
+			e := &entries[i]
+			attempt, due := e.attempt, &e.due
+			if s, ok := log[e.delivery.Bytes]; ok && e.live {
+				attempt, due = attempt+1, s.next
+			}
+			if !e.live {
+				due = nil
+			}
+			r.entries.events = append(r.entries.events, e.event)
+			r.entries.webhooks = append(r.entries.webhooks, e.webhook)
+			r.entries.runs = append(r.entries.runs, e.run)
+			r.entries.attempts = append(r.entries.attempts, e.attempt)
+			r.entries.next = append(r.entries.next, attempt)
+			r.entries.due = append(r.entries.due, e.due)
+			r.entries.retry = append(r.entries.retry, due)
+		}
+		return t.run(ctx, func(b *batch) { r.settle(b, node) })
+	})
+}

@@ -1,0 +1,207 @@
+package postgres
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/musehub/posthorn"
+)
+
+const webhookColumns = "seq, id, repo_id, url, events, active, description, secrets, created_at, updated_at"
+
+// CreateWebhook implements [posthorn.Store]. [posthorn.CodeConflict] when there is a webhook of that ID,
+// [posthorn.CodeInvalid] for a text with a NUL character, which PostgreSQL has no place for.
+func (s *Store) CreateWebhook(ctx context.Context, w *posthorn.Webhook) error {
+	events, secrets, err := webhookJSON(w)
+	if err != nil {
+		return err
+	}
+	var seq int64
+	err = s.write(ctx, func(ctx context.Context, t *transaction) error {
+		seq = 0
+		err := t.run(ctx, func(b *batch) {
+			b.queue(`INSERT INTO posthorn.webhooks (id, repo_id, url, events, active, description, secrets, created_at, updated_at)
+				VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id) DO NOTHING RETURNING seq`,
+				w.ID, w.RepoID, w.URL, events, w.Active, w.Description, secrets, micros(w.CreatedAt), micros(w.UpdatedAt),
+			).Query(func(rows pgx.Rows) error {
+				_, err := pgx.ForEachRow(rows, []any{&seq}, func() error { return nil })
+				return err
+			})
+		})
+		if err != nil {
+			return err
+		}
+		if seq == 0 {
+			return posthorn.Errorf(posthorn.CodeConflict, "there is a webhook %s already", w.ID)
+		}
+		return s.changed(ctx, t, seq, w.RepoID)
+	})
+	if err == nil {
+		w.Seq = seq
+	}
+	return err
+}
+
+// UpdateWebhook implements [posthorn.Store]. It calls change anew if its transaction has to be made again.
+func (s *Store) UpdateWebhook(ctx context.Context, repoID, id string, change func(*posthorn.Webhook) error) (posthorn.Webhook, error) {
+	if !storable(repoID, id) {
+		return posthorn.Webhook{}, errNoWebhook()
+	}
+	var w posthorn.Webhook
+	var changeErr error
+	err := s.write(ctx, func(ctx context.Context, t *transaction) error {
+		var before posthorn.Webhook
+		if err := t.run(ctx, func(b *batch) { selectWebhook(b, repoID, id, " FOR UPDATE", &before) }); err != nil {
+			return err
+		}
+		w = before
+		if changeErr = change(&w); changeErr != nil {
+			return posthorn.Errorf(posthorn.CodeInvalid, "%w", changeErr) // takes the transaction back
+		}
+		w.Seq, w.ID, w.RepoID, w.CreatedAt = before.Seq, before.ID, before.RepoID, before.CreatedAt
+		events, secrets, err := webhookJSON(&w)
+		if err != nil {
+			return err
+		}
+		err = t.run(ctx, func(b *batch) {
+			b.queue(`UPDATE posthorn.webhooks SET url = $1, events = $2, active = $3, description = $4, secrets = $5, updated_at = $6
+				WHERE seq = $7`, w.URL, events, w.Active, w.Description, secrets, micros(w.UpdatedAt), w.Seq)
+			selectWebhook(b, repoID, id, "", &w) // as it will be read from now on
+		})
+		if err != nil {
+			return err
+		}
+		return s.changed(ctx, t, w.Seq, w.RepoID)
+	})
+	switch {
+	case changeErr != nil:
+		return posthorn.Webhook{}, changeErr
+	case err != nil:
+		return posthorn.Webhook{}, err
+	}
+	return w, nil
+}
+
+// DeleteWebhook implements [posthorn.Store]. It only marks the row: what belongs to the webhook may be a log of millions
+// of deliveries, and goes in Prune.
+func (s *Store) DeleteWebhook(ctx context.Context, repoID, id string) error {
+	if !storable(repoID, id) {
+		return errNoWebhook()
+	}
+	return s.write(ctx, func(ctx context.Context, t *transaction) error {
+		var seq int64
+		err := t.run(ctx, func(b *batch) {
+			b.queue("UPDATE posthorn.webhooks SET deleted = true WHERE id = $1 AND repo_id = $2 AND NOT deleted RETURNING seq",
+				id, repoID).QueryRow(func(row pgx.Row) error { return found(row.Scan(&seq), errNoWebhook()) })
+		})
+		if err != nil {
+			return err
+		}
+		return s.changed(ctx, t, seq, repoID)
+	})
+}
+
+// Webhook implements [posthorn.Store].
+func (s *Store) Webhook(ctx context.Context, repoID, id string) (w posthorn.Webhook, err error) {
+	if !storable(repoID, id) {
+		return w, errNoWebhook()
+	}
+	err = s.get(ctx, func(b *batch) { selectWebhook(b, repoID, id, "", &w) })
+	return w, err
+}
+
+// Webhooks implements [posthorn.Store].
+func (s *Store) Webhooks(ctx context.Context, q posthorn.WebhookQuery) (page posthorn.Page[posthorn.Webhook], err error) {
+	if !storable(q.RepoID) {
+		return page, nil
+	}
+	where, args := "NOT deleted", []any{}
+	if q.RepoID != "" {
+		where, args = where+" AND repo_id = $1", append(args, q.RepoID)
+	}
+	list := fmt.Sprintf("SELECT %s FROM posthorn.webhooks WHERE %s AND seq > $%d ORDER BY seq LIMIT $%d",
+		webhookColumns, where, len(args)+1, len(args)+2)
+	var rows any // no limit
+	if q.Limit > 0 {
+		rows = q.Limit + 1 // one row more than the page's tells whether there is another page
+	}
+	err = s.get(ctx, func(b *batch) {
+		b.queue("SELECT count(*) FROM posthorn.webhooks WHERE "+where, args...).
+			QueryRow(func(row pgx.Row) error { return row.Scan(&page.Total) })
+		b.queue(list, append(args, q.After, rows)...).Query(func(rows pgx.Rows) error {
+			for rows.Next() {
+				if q.Limit > 0 && len(page.Items) == q.Limit {
+					page.Next = page.Items[q.Limit-1].Seq
+					return nil
+				}
+				w, err := scanWebhook(rows)
+				if err != nil {
+					return err
+				}
+				page.Items = append(page.Items, w)
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		return posthorn.Page[posthorn.Webhook]{}, err
+	}
+	return page, nil
+}
+
+// selectWebhook reads a webhook into w.
+func selectWebhook(b *batch, repoID, id, lock string, w *posthorn.Webhook) {
+	b.queue("SELECT "+webhookColumns+" FROM posthorn.webhooks WHERE id = $1 AND repo_id = $2 AND NOT deleted"+lock, id, repoID).
+		QueryRow(func(row pgx.Row) (err error) {
+			*w, err = scanWebhook(row)
+			return found(err, errNoWebhook())
+		})
+}
+
+func errNoWebhook() error {
+	return posthorn.Errorf(posthorn.CodeNotFound, "Webhook not found")
+}
+
+// found replaces the error of a row that isn't there.
+func found(err, missing error) error {
+	if err == pgx.ErrNoRows { //nolint:errorlint // Scan's own
+		return missing
+	}
+	return err
+}
+
+func scanWebhook(row pgx.Row) (w posthorn.Webhook, err error) {
+	var events, secrets []byte
+	err = row.Scan(&w.Seq, &w.ID, &w.RepoID, &w.URL, &events, &w.Active, &w.Description, &secrets, &w.CreatedAt, &w.UpdatedAt)
+	if err != nil {
+		return w, err
+	}
+	w.CreatedAt, w.UpdatedAt = w.CreatedAt.UTC(), w.UpdatedAt.UTC()
+	if err := json.Unmarshal(events, &w.Events); err != nil {
+		return w, fmt.Errorf("the events of webhook %s: %w", w.ID, err)
+	}
+	if err := json.Unmarshal(secrets, &w.Secrets); err != nil {
+		return w, fmt.Errorf("the secrets of webhook %s: %w", w.ID, err)
+	}
+	return w, nil
+}
+
+func webhookJSON(w *posthorn.Webhook) (events, secrets string, err error) {
+	e, err := json.Marshal(w.Events)
+	if err != nil {
+		return "", "", posthorn.Errorf(posthorn.CodeInternal, "the events of webhook %s: %w", w.ID, err)
+	}
+	stored := slices.Clone(w.Secrets)
+	for i := range stored {
+		stored[i].ExpiresAt = stored[i].ExpiresAt.UTC().Truncate(time.Microsecond)
+	}
+	s, err := json.Marshal(stored)
+	if err != nil {
+		return "", "", posthorn.Errorf(posthorn.CodeInternal, "the secrets of webhook %s: %w", w.ID, err)
+	}
+	return string(e), string(s), nil
+}
