@@ -63,7 +63,8 @@ func contract32(c *contract) {
 	}
 	newest := time.Now()
 	for _, row := range rows {
-		if row.DeliveredAt.After(newest) {
+		// Those that are under way at the same time are logged in the order in which their goroutines get to it.
+		if row.DeliveredAt.After(newest.Add(time.Second)) {
 			c.t.Errorf("%v comes after %v", row.DeliveredAt, newest)
 		}
 		newest = row.DeliveredAt

@@ -1,12 +1,9 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"net/http"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -154,30 +151,25 @@ func contract16(t *testing.T) {
 	receiver := newReceiver(t, nil)
 	sealedByA := c.hook(receiver.URL+"/a", "push", "secret of a")
 	s.stop()
-	keyFile := filepath.Join(s.data, "posthorn.db.key")
-	keyA, err := os.ReadFile(keyFile)
+	keyA := secretKey(t, s.data)
+	out, err := exec.Command("posthorn", "keys", "generate").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	keyB, err := exec.Command("posthorn", "keys", "generate").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	restart := func(keys string) {
+	keyB := strings.TrimSpace(string(out))
+	restart := func(keys ...string) {
 		t.Helper()
-		if err := os.WriteFile(keyFile, []byte(keys), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		setSecretKeys(t, s.data, keys...)
 		s = startContract(t, "--data", s.data)
 		c = c.at(s)
 	}
-	restart(string(keyB) + string(keyA))
+	restart(keyB, keyA)
 	sealedByB := c.hook(receiver.URL+"/b", "push", "secret of b")
 	unsigned := c.hook(receiver.URL+"/none", "push", "")
 	s.stop()
 
 	// Without B the one webhook's deliveries fail, and say why; the others get theirs.
-	restart(string(keyA))
+	restart(keyA)
 	event := c.dispatch("push", `{}`, 3)
 	for _, r := range receiver.await(2) {
 		if r.target() == "/a" {
@@ -206,26 +198,27 @@ func contract16(t *testing.T) {
 	s.stop()
 
 	// With no key at all, or with a wrong one alone, it doesn't start.
-	refuse := func(why string) {
+	refuse := func(why string, keys ...string) {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
-		defer cancel()
-		out, err := exec.CommandContext(ctx, "posthorn", "serve", "--listen", "127.0.0.1:0", "--data", s.data).CombinedOutput()
-		if err == nil || !strings.Contains(string(out), why) {
-			t.Errorf("%s: it ended with %v, and wrote\n%s", why, err, out)
+		setSecretKeys(t, s.data, keys...)
+		p, err := startProcess(serveCommand(t, "--data", s.data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.cmd.Process.Kill() // it should have ended by itself
+		if code, err := p.exitCode(); err != nil || code == exitOK || !strings.Contains(p.stderr.String(), why) {
+			t.Errorf("%s: it ended with %d, %v, and wrote\n%s", why, code, err, p.stderr.String())
 		}
 	}
-	if err := os.WriteFile(keyFile, keyB, 0o600); err != nil {
-		t.Fatal(err)
+	refuse("do not fit", keyB)
+	if onPostgres() {
+		refuse("POSTHORN_SECRET_KEYS")
+	} else {
+		refuse("missing")
 	}
-	refuse("do not fit")
-	if err := os.Remove(keyFile); err != nil {
-		t.Fatal(err)
-	}
-	refuse("missing")
 
 	// With both keys again, what failed can be sent, rightly signed.
-	restart(string(keyB) + string(keyA))
+	restart(keyB, keyA)
 	n := len(receiver.got())
 	c.ask(200, "POST", "/webhooks/"+sealedByB+"/deliveries/"+rows[0].DeliveryID+"/redeliver", "")
 	r := receiver.await(n + 1)[n]

@@ -9,9 +9,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-
-	"zombiezen.com/go/sqlite"
-	"zombiezen.com/go/sqlite/sqlitex"
 )
 
 // built builds posthorn once, as it is released, without the race detector and cgo. It returns the folder of it.
@@ -91,7 +88,7 @@ func (c *contract) wholeLog(hook string) (rows []loggedDelivery, total int) {
 // serveFails runs posthorn serve, which must end by itself with exit code 1, and returns what it wrote to stderr.
 func serveFails(t *testing.T, args ...string) string {
 	t.Helper()
-	return commandFails(t, exec.Command("posthorn", append([]string{"serve", "--listen", "127.0.0.1:0"}, args...)...))
+	return commandFails(t, serveCommand(t, args...))
 }
 
 func commandFails(t *testing.T, cmd *exec.Cmd) string {
@@ -110,34 +107,4 @@ func commandFails(t *testing.T, cmd *exec.Cmd) string {
 		t.Errorf("%s: exit code %d, want %d with an error message:\n%s", cmd, code, exitFailure, text)
 	}
 	return text
-}
-
-// sql runs one statement on the database of a server that has stopped, and returns the first column of each row.
-func sql(t *testing.T, data, statement string, args ...any) (rows []string) {
-	t.Helper()
-	conn, err := sqlite.OpenConn(filepath.Join(data, "posthorn.db"), sqlite.OpenReadWrite)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	err = sqlitex.Execute(conn, statement, &sqlitex.ExecOptions{Args: args, ResultFunc: func(row *sqlite.Stmt) error {
-		rows = append(rows, row.ColumnText(0))
-		return nil
-	}})
-	if err != nil {
-		t.Fatalf("%s: %v", statement, err)
-	}
-	return rows
-}
-
-// checkDatabase fails the test unless the database of a server that has stopped is sound and its queue empty.
-func checkDatabase(t *testing.T, data string) {
-	t.Helper()
-	if found := sql(t, data, "PRAGMA integrity_check"); len(found) != 1 || found[0] != "ok" {
-		t.Errorf("integrity check of the database: %s", strings.Join(found, "; "))
-	}
-	left := sql(t, data, "SELECT (SELECT count(*) FROM queue) || ' entries and ' || (SELECT count(*) FROM promises) || ' promises'")
-	if left[0] != "0 entries and 0 promises" {
-		t.Errorf("the queue still has %s", left[0])
-	}
 }

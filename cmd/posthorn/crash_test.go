@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/http/httptrace"
-	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -162,7 +161,7 @@ func (c *crash) start() {
 
 // killStarting starts a server and kills it before it can be ready, or just when it is.
 func (c *crash) killStarting() {
-	p, err := startProcess(exec.Command("posthorn", append([]string{"serve", "--listen", "127.0.0.1:0"}, c.flags()...)...))
+	p, err := startProcess(serveCommand(c.t, c.flags()...))
 	if err != nil {
 		c.t.Fatal(err)
 	}

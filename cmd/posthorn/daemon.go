@@ -7,18 +7,17 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/musehub/posthorn"
 	"github.com/musehub/posthorn/httpapi"
-	"github.com/musehub/posthorn/sqlite"
 )
 
 type daemonConfig struct {
 	listen   string
 	data     string // the folder
+	database database
 	token    string // empty: the data folder's
 	logger   *slog.Logger
 	posthorn posthorn.Config
@@ -30,7 +29,7 @@ type daemon struct {
 	token  string
 	failed chan error // gets an error if the REST API can't be served any more
 
-	store      *sqlite.Store
+	store      posthorn.Store
 	dispatcher *posthorn.Dispatcher
 	http       *http.Server
 }
@@ -41,12 +40,12 @@ func startDaemon(ctx context.Context, cfg daemonConfig) (_ *daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(data, 0o700); err != nil {
-		return nil, fmt.Errorf("make the data folder: %w", err)
+	file, err := cfg.database.file(data)
+	if err != nil {
+		return nil, err
 	}
-	path := filepath.Join(data, "posthorn.db")
 	d := &daemon{token: cfg.token, failed: make(chan error, 1)}
-	if d.store, err = sqlite.Open(ctx, path); err != nil {
+	if d.store, err = cfg.database.open(ctx, file, cfg.logger); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -54,7 +53,6 @@ func startDaemon(ctx context.Context, cfg daemonConfig) (_ *daemon, err error) {
 			d.store.Close()
 		}
 	}()
-	cfg.logger.Info("opened database", "file", path)
 	if d.token == "" {
 		if d.token, err = adminToken(data, cfg.logger); err != nil {
 			return nil, err
@@ -63,8 +61,8 @@ func startDaemon(ctx context.Context, cfg daemonConfig) (_ *daemon, err error) {
 	if d.dispatcher, err = posthorn.New(d.store, cfg.posthorn); err != nil {
 		return nil, err
 	}
-	if len(cfg.posthorn.SecretKeys) == 0 {
-		cfg.logger.Info("signing secrets are encrypted with the key file: keep it with the backups", "file", path+".key")
+	if file != "" && len(cfg.posthorn.SecretKeys) == 0 {
+		cfg.logger.Info("signing secrets are encrypted with the key file: keep it with the backups", "file", file+".key")
 	}
 	api, err := httpapi.New(d.dispatcher, httpapi.Config{Token: d.token, Logger: cfg.logger, Version: buildVersion()})
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 
 // What stands in the place of the database or of a file beside it and is something else, is an error that names it.
 func TestFaultNoDatabase(t *testing.T) {
+	needsSQLite(t)
 	t.Parallel()
 	file := func(name string, content string) func(dir string) error {
 		return func(dir string) error { return os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600) }
@@ -51,6 +52,7 @@ func TestFaultNoDatabase(t *testing.T) {
 
 // A second server on the same folder is refused, and the first doesn't notice.
 func TestFaultSecondServer(t *testing.T) {
+	needsSQLite(t)
 	t.Parallel()
 	receiver := newReceiver(t, nil)
 	s := startContract(t)
@@ -83,6 +85,7 @@ func newKey(t *testing.T) string {
 
 // Without the keys of its database the server doesn't start, and says which it wants. With them it goes on.
 func TestFaultWrongKeys(t *testing.T) { // not parallel: it sets variables of the environment
+	needsSQLite(t)
 	right, wrong := newKey(t), newKey(t)
 	receiver := newReceiver(t, nil)
 	t.Setenv("POSTHORN_SECRET_KEYS", right)
@@ -117,7 +120,7 @@ func setSecrets(t *testing.T, data, hook string, stored ...string) {
 	for _, s := range stored {
 		secrets = append(secrets, map[string]string{"sealed": s})
 	}
-	if n := len(sql(t, data, "UPDATE webhooks SET secrets = ? WHERE id = ? RETURNING id", asJSON(secrets), hook)); n != 1 {
+	if n := len(sql(t, data, "UPDATE posthorn_webhooks SET secrets = ? WHERE id = ? RETURNING id", asJSON(secrets), hook)); n != 1 {
 		t.Fatalf("%d webhooks have the ID %s", n, hook)
 	}
 }
@@ -144,7 +147,7 @@ func TestFaultUndecryptableSecret(t *testing.T) {
 		t.Fatal(err)
 	}
 	var stored []struct{ Sealed string }
-	if err := json.Unmarshal([]byte(sql(t, s.data, "SELECT secrets FROM webhooks WHERE id = ?", good)[0]), &stored); err != nil {
+	if err := json.Unmarshal([]byte(sql(t, s.data, "SELECT secrets FROM posthorn_webhooks WHERE id = ?", good)[0]), &stored); err != nil {
 		t.Fatal(err)
 	}
 	own := stored[0].Sealed
@@ -198,7 +201,7 @@ func TestFaultTruncatedSecret(t *testing.T) {
 	hook := c.hook(receiver.URL, "push", "s3cret")
 	s.stop()
 	var stored []struct{ Sealed string }
-	if err := json.Unmarshal([]byte(sql(t, s.data, "SELECT secrets FROM webhooks")[0]), &stored); err != nil {
+	if err := json.Unmarshal([]byte(sql(t, s.data, "SELECT secrets FROM posthorn_webhooks")[0]), &stored); err != nil {
 		t.Fatal(err)
 	}
 	truncated := stored[0].Sealed[:len(stored[0].Sealed)-3]
@@ -214,7 +217,7 @@ func TestFaultTruncatedSecret(t *testing.T) {
 	for _, r := range receiver.got() {
 		t.Errorf("something was signed with a ciphertext: %s", r.Raw)
 	}
-	if got := sql(t, s.data, "SELECT secrets FROM webhooks")[0]; !strings.Contains(got, truncated) {
+	if got := sql(t, s.data, "SELECT secrets FROM posthorn_webhooks")[0]; !strings.Contains(got, truncated) {
 		t.Errorf("the ciphertext was encrypted as if it were a plaintext: %s", got)
 	}
 }
@@ -242,7 +245,7 @@ func TestFaultPlaintextSecret(t *testing.T) {
 			return ""
 		})
 		s.stop()
-		stored := sql(t, s.data, "SELECT secrets FROM webhooks")[0]
+		stored := sql(t, s.data, "SELECT secrets FROM posthorn_webhooks")[0]
 		if strings.Contains(stored, plain) || !strings.Contains(stored, `"sealed":"gAAAA`) {
 			t.Errorf("after start %d the database has the secret as %s", start+1, stored)
 		}

@@ -14,8 +14,8 @@ type generateKeyCmd struct{}
 
 // Help is what --help shows below the summary.
 func (generateKeyCmd) Help() string {
-	return `The server makes a key of its own on its first start. Only who wants to keep it elsewhere than beside the database needs
-this, or who wants to change it:
+	return `On SQLite the server makes a key of its own on its first start: only who wants to keep it elsewhere than beside the
+database needs this, or who wants to change it. On PostgreSQL every server has to be given the same:
 
     POSTHORN_SECRET_KEYS="$(posthorn keys generate)" posthorn serve
     POSTHORN_SECRET_KEYS=NEW,OLD posthorn serve

@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 
 	"github.com/alecthomas/kong"
 
 	"github.com/musehub/posthorn"
+	"github.com/musehub/posthorn/postgres"
 )
 
 // Exit codes.
@@ -24,8 +26,9 @@ const (
 
 // cli is the command line. Each command is a struct whose tags are its flags and their help, and whose Run runs it.
 type cli struct {
-	Serve serveCmd `cmd:"" group:"server" help:"Run the server."`
-	Demo  demoCmd  `cmd:"" group:"server" help:"Show everything at work in a minute, with nothing to set up."`
+	Serve   serveCmd   `cmd:"" group:"server" help:"Run the server."`
+	Migrate migrateCmd `cmd:"" group:"server" help:"Bring a PostgreSQL database to this version's schema."`
+	Demo    demoCmd    `cmd:"" group:"server" help:"Show everything at work in a minute, with nothing to set up."`
 
 	Webhooks   webhooksCmd   `cmd:"" group:"client" help:"Create, list, change, delete and ping webhooks."`
 	Dispatch   dispatchCmd   `cmd:"" group:"client" help:"Dispatch an event to the webhooks of a repo that subscribe to it."`
@@ -60,13 +63,18 @@ func run(args []string) int {
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
 		kong.ExplicitGroups([]kong.Group{
 			{Key: "server", Title: "Server:"},
+			{Key: "database", Title: "Database:"},
 			{Key: "deliveries", Title: "Deliveries:"},
 			{Key: "limits", Title: "Limits:"},
 			{Key: "client", Title: "Client of a running server:"},
 			{Key: "connection", Title: "Connection and output:"},
 			{Key: "tools", Title: "Tools:"},
 		}),
-		kong.Vars{"event_types": strings.Join(posthorn.DefaultEventTypes(), ",")},
+		kong.Vars{
+			"event_types":          strings.Join(posthorn.DefaultEventTypes(), ","),
+			"database_connections": strconv.Itoa(postgres.DefaultMaxConns),
+			"database_schema":      postgres.DefaultSchema,
+		},
 	)
 	if err != nil {
 		panic(err) // the tags above are wrong

@@ -17,8 +17,9 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// patience is how long a test waits for what another process should do, before it fails.
-const patience = 60 * time.Second
+// patience is how long a test waits for what another process should do, before it fails. On PostgreSQL it can take 40
+// seconds until a server takes over what one that was killed had leased.
+const patience = 90 * time.Second
 
 // goRace is the environment variable GORACE of the processes that tests start.
 const goRace = "atexit_sleep_ms=10"
@@ -46,15 +47,16 @@ type server struct {
 
 // startServer starts posthorn serve on a free port and waits until it is ready. The arguments are added to --listen and
 // --data and prevail over them, so that --data can name the folder of an earlier server. The process inherits this one's
-// environment. At the end of the test it is killed if it still runs, and what it logged is shown if the test failed.
+// environment; which store it is on, see serveCommand. At the end of the test it is killed if it still runs, and what it
+// logged is shown if the test failed.
 func startServer(t *testing.T, args ...string) *server {
 	t.Helper()
 	s := &server{t: t, data: flagValue(args, "data")}
 	if s.data == "" {
 		s.data = filepath.Join(t.TempDir(), "data")
 	}
-	args = append([]string{"serve", "--listen", "127.0.0.1:0", "--data", s.data, "--log-format", "json"}, args...)
-	s.cmd = exec.Command("posthorn", args...)
+	args = append([]string{"--data", s.data, "--log-format", "json"}, args...)
+	s.cmd = serveCommand(t, args...)
 	var err error
 	if s.process, err = startProcess(s.cmd); err != nil {
 		t.Fatal(err)
@@ -62,12 +64,12 @@ func startServer(t *testing.T, args ...string) *server {
 	t.Cleanup(func() {
 		s.kill()
 		if t.Failed() {
-			t.Logf("posthorn %s logged:\n%s", strings.Join(args, " "), s.logs())
+			t.Logf("posthorn serve %s logged:\n%s", strings.Join(args, " "), s.logs())
 		}
 	})
 	found, err := s.process.await(regexp.MustCompile(`"url":"(http://[^"]+)"`))
 	if err != nil {
-		t.Fatalf("posthorn %s: %v", strings.Join(args, " "), err)
+		t.Fatalf("posthorn serve %s: %v", strings.Join(args, " "), err)
 	}
 	s.url = found[1]
 	if s.token = flagValue(args, "admin-token"); s.token == "" {

@@ -74,7 +74,7 @@ func TestMemoryBacklog(t *testing.T) { // not parallel: it sets PATH
 	healthy := newReceiver(t, nil)
 	s := startContract(t, "--data", memoryFolder(t))
 	dead := in(t, s)
-	dead.hook(hanging.URL, "push", "s3cret")
+	hook := dead.hook(hanging.URL, "push", "s3cret")
 	alive := in(t, s)
 	alive.hook(healthy.URL, "push", "s3cret")
 	served := 0
@@ -133,8 +133,9 @@ func TestMemoryBacklog(t *testing.T) { // not parallel: it sets PATH
 	}
 	check("after a start with the backlog")
 	s.kill()
-	if n := sql(t, s.data, "SELECT count(*) FROM queue")[0]; n != strconv.Itoa(events) {
-		t.Errorf("the queue has %s entries, want %d", n, events)
+	left := "SELECT count(*) FROM posthorn_queue WHERE webhook = (SELECT seq FROM posthorn_webhooks WHERE id = ?)"
+	if n := sql(t, s.data, left, hook)[0]; n != strconv.Itoa(events) {
+		t.Errorf("the queue has %s entries of the webhook that hangs, want %d", n, events)
 	}
 }
 

@@ -19,11 +19,13 @@ import (
 
 type serveCmd struct {
 	Listen          string        `group:"server" default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where the REST API listens (default ${default}). Port 0 takes a free one."`
-	Data            string        `group:"server" default:"./posthorn-data" placeholder:"DIR" help:"Folder of the database, its key file and the admin token (default ${default}). It is made when it isn't there."`
+	Data            string        `group:"server" default:"./posthorn-data" placeholder:"DIR" help:"Folder of the database posthorn.db and its key file, unless --database names another, and of the admin token (default ${default}). It is made when it is needed."`
 	AdminToken      string        `group:"server" placeholder:"TOKEN" help:"Bearer token that the REST API asks for. Without it, the one in the file admin-token of the data folder counts, which the first start makes."`
 	ShutdownTimeout time.Duration `group:"server" default:"30s" placeholder:"DURATION" help:"How long what is under way may take to finish after SIGTERM (default ${default})."`
 	LogFormat       string        `group:"server" default:"auto" enum:"auto,text,json" placeholder:"FORMAT" help:"Format of the log on stderr: text, json or auto, which is text on a terminal and JSON elsewhere (default ${default})."`
 	LogLevel        slog.Level    `group:"server" default:"info" placeholder:"LEVEL" help:"Least level that is logged: debug, info, warn or error (default ${default})."`
+
+	database
 
 	AllowTarget []string      `group:"deliveries" placeholder:"CIDR[:PORT]" help:"Network or address that deliveries may go to although it isn't public, such as 10.0.0.0/8 or 127.0.0.1:9000. Can be repeated."`
 	EventTypes  []string      `group:"deliveries" placeholder:"TYPE,…" help:"Event types that may be dispatched and subscribed to (default ${event_types})."`
@@ -47,6 +49,15 @@ backups: without it the secrets are lost.
     posthorn serve
     posthorn serve --allow-target 127.0.0.1:9000       # for trying out: see posthorn listen
     POSTHORN_LISTEN=0.0.0.0:8080 POSTHORN_DATA=/var/lib/posthorn posthorn serve
+
+Several servers can work on one PostgreSQL: give all of them the same --database, admin token and encryption keys. There
+is no key file then; whoever has the database doesn't have the secrets.
+
+    export POSTHORN_DATABASE=postgres://posthorn@db.example.com/posthorn PGPASSWORD=…
+    export POSTHORN_SECRET_KEYS=… POSTHORN_ADMIN_TOKEN=…    # a key: posthorn keys generate
+    posthorn serve --migrate
+
+Keep the password out of the command line, which ps shows: in POSTHORN_DATABASE, PGPASSWORD or the file ~/.pgpass.
 
 Deliveries to private, loopback and otherwise special addresses are refused unless --allow-target names them.
 
@@ -84,6 +95,9 @@ func (c *serveCmd) Validate() error {
 			return fmt.Errorf("--%s must be more than zero", flag)
 		}
 	}
+	if err := c.database.check(); err != nil {
+		return err
+	}
 	return checkToken(c.AdminToken)
 }
 
@@ -100,10 +114,11 @@ func (c *serveCmd) Run() error {
 	defer stop()
 
 	d, err := startDaemon(ctx, daemonConfig{
-		listen: c.Listen,
-		data:   c.Data,
-		token:  c.AdminToken,
-		logger: logger,
+		listen:   c.Listen,
+		data:     c.Data,
+		database: c.database,
+		token:    c.AdminToken,
+		logger:   logger,
 		posthorn: posthorn.Config{
 			SecretKeys:            secretKeys(),
 			EventTypes:            c.EventTypes,

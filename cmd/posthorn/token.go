@@ -14,12 +14,15 @@ import (
 // tokenFile is the name of the file in the data folder that holds the admin token.
 const tokenFile = "admin-token"
 
-// adminToken returns the token of the data folder. The first time it makes one.
+// adminToken returns the token of the data folder. The first time it makes one, and the folder if that isn't there.
 func adminToken(data string, logger *slog.Logger) (string, error) {
 	path := filepath.Join(data, tokenFile)
 	token, err := readToken(path)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return token, err
+	}
+	if err := makeDataFolder(data); err != nil {
+		return "", err
 	}
 	token = rand.Text()
 	if err := writeToken(path, token); err != nil {
