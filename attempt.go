@@ -20,27 +20,20 @@ func brandedHeaders(brand string) headerNames {
 // attempt makes the attempt that an entry stands for, once its webhook allows it, and says what became of the entry.
 func (d *Dispatcher) attempt(ctx context.Context, e *Entry) Result {
 	for {
-		t, err := d.subscriptions.use(ctx, e.Event.RepoID, e.WebhookSeq)
-		if err != nil {
+		t, again, err := d.target(ctx, e)
+		switch {
+		case ErrorCode(err) == CodeNotFound:
+			return Result{Entry: e} // the webhook is gone, and its queue with it
+		case err != nil:
 			d.storeFailed("read webhooks", err)
 			return Result{Entry: e, RetryAt: d.clock.now().Add(storeRetry)}
-		}
-		if t == nil { // deleted, and its queue with it; or made by another node, of which this one has not heard yet
-			_, err := d.store.Webhook(ctx, e.Event.RepoID, e.WebhookID)
-			switch {
-			case err == nil:
-				d.subscriptions.invalidate(e.Event.RepoID, e.WebhookSeq)
-				continue
-			case ErrorCode(err) == CodeNotFound:
-				return Result{Entry: e}
-			}
-			d.storeFailed("read webhooks", err)
-			return Result{Entry: e, RetryAt: d.clock.now().Add(storeRetry)}
-		}
-		if !t.Active && e.Trigger == TriggerAutomatic {
+		case again:
+			continue
+		case t == nil: // it waits in the store until the webhook is active again
+			return Result{Entry: e, RetryAt: e.DueAt}
+		case !d.sched.leased(): // reading took that long
 			d.subscriptions.unuse(t)
-			wake(d.changed)                           // it may have been resumed by another node
-			return Result{Entry: e, RetryAt: e.DueAt} // it waits in the store until the webhook is active again
+			return Result{Entry: e, RetryAt: e.DueAt}
 		}
 		outcome, delivery := d.send(ctx, t, e)
 		d.subscriptions.unuse(t)
@@ -59,6 +52,28 @@ func (d *Dispatcher) attempt(ctx context.Context, e *Entry) Result {
 		}
 		return result
 	}
+}
+
+// target returns the webhook of an entry for use, nil if it is inactive and the entry has to wait for it in the store.
+// CodeNotFound when it is gone. What the cache doesn't know, or knows as inactive, another node may have made or resumed a
+// moment ago: then the cache is out of date, and the caller is to try again.
+func (d *Dispatcher) target(ctx context.Context, e *Entry) (t *use, again bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	t, err = d.subscriptions.use(ctx, e.Event.RepoID, e.WebhookSeq)
+	if err != nil || t != nil && (t.Active || e.Trigger != TriggerAutomatic) {
+		return t, false, err
+	}
+	known := t != nil
+	if known {
+		d.subscriptions.unuse(t)
+	}
+	w, err := d.store.Webhook(ctx, e.Event.RepoID, e.WebhookID)
+	if err != nil || known && !w.Active {
+		return nil, false, err
+	}
+	d.subscriptions.invalidate(e.Event.RepoID, e.WebhookSeq)
+	return nil, true, nil
 }
 
 // send makes one request and describes it as a delivery, unless it was cancelled.

@@ -15,7 +15,7 @@ const (
 	// A retry that is due within hintHorizon is claimed on time; one further away by the first sweep after.
 	hintHorizon = time.Minute
 	maxHints    = 100_000
-	maxExpected = 256 // webhooks
+	maxExpected = 16 // webhooks
 
 	claimWebhooks = 256     // in one claim, at most
 	claimEntries  = 1024    // in one claim, about
@@ -64,8 +64,8 @@ func (c *claimer) retryAt(at time.Time, webhook int64, byHand bool) {
 	}
 }
 
-// expect has webhooks claimed for several times soon: a transaction of the host's has entries for them, and nobody tells when it
-// commits. What commits later is found by the sweep.
+// expect has webhooks claimed for several times soon: a transaction of the host's has entries for them, and nobody tells
+// when it commits. What commits later is found by the sweep.
 func (c *claimer) expect(webhooks []DueWebhook) {
 	if len(webhooks) > maxExpected {
 		return
@@ -119,7 +119,7 @@ func (c *claimer) run(ctx context.Context) {
 // sweep goes on behind the last one.
 func (c *claimer) sweep(ctx context.Context) {
 	for !c.sched.crowded() {
-		due, err := c.store.Due(ctx, c.now(), c.horizon, c.after, sweepPage)
+		due, err := c.due(ctx)
 		if err != nil {
 			c.failed("look for what is due", err)
 			return
@@ -136,6 +136,12 @@ func (c *claimer) sweep(ctx context.Context) {
 	}
 }
 
+func (c *claimer) due(ctx context.Context) ([]DueWebhook, error) {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	return c.store.Due(ctx, c.now(), c.horizon, c.after, sweepPage)
+}
+
 // claim claims for the webhooks that are wanted and have room, until there is none left or the store fails.
 func (c *claimer) claim(ctx context.Context) {
 	for ctx.Err() == nil {
@@ -148,9 +154,11 @@ func (c *claimer) claim(ctx context.Context) {
 			wants[i] = Want{WebhookSeq: p.queue.seq, Limit: p.limit}
 		}
 		limit := min(claimBytes, max(1, c.sched.limits.bytes/8))
-		entries, err := c.store.Claim(ctx, Claim{
+		bounded, cancel := context.WithTimeout(ctx, storeTimeout)
+		entries, err := c.store.Claim(bounded, Claim{
 			Node: node, Now: c.now(), Horizon: c.horizon, Wants: wants, MaxBytes: limit,
 		})
+		cancel()
 		c.sched.claimed(plan, node, entries, limit, err)
 		if err != nil {
 			c.leaseFailed("claim what is due", err)

@@ -97,11 +97,8 @@ type Redelivery struct {
 	EventType  string
 
 	d       *Dispatcher
-	repoID  string
-	event   *AcceptedEvent
-	run     int64
+	entry   *Entry
 	attempt int // the first that was not in the log when that was looked at last
-	end     <-chan Delivery
 }
 
 // Redeliver sends the event of a past delivery again: to the webhook's current URL, with its current secrets, under the
@@ -137,22 +134,25 @@ func (d *Dispatcher) Redeliver(ctx context.Context, repoID, webhookID, deliveryI
 		node = d.node.Load()
 	}
 	// A caller who goes away doesn't interrupt this: whether it was done would be unknown.
-	enqueueing, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	enqueueing, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
 	defer cancel()
-	end, err := d.waits.enqueue(func() (*Entry, error) { return e, d.store.Enqueue(enqueueing, e, node) })
-	if err != nil {
+	if err := d.store.Enqueue(enqueueing, e, node); err != nil {
 		d.sched.unreserve(webhook, len(event.Payload), reserved)
-		if ErrorCode(err) == CodeNotFound {
+		switch {
+		case ErrorCode(err) == CodeNotFound:
 			return nil, errPruned
+		case node == 0:
+			d.storeFailed("enqueue a redelivery", err)
+		default:
+			d.leaseFailed("enqueue a redelivery", err)
 		}
-		d.leaseFailed("enqueue a redelivery", err)
 		return nil, notNow(err)
 	}
 	d.sched.enqueued(e, node)
 	return &Redelivery{
 		OriginalID: deliveryID, DeliveryID: DeliveryID(&event, w.ID, e.Run, 1),
 		WebhookID: w.ID, EventID: event.ID, EventType: event.Type,
-		d: d, repoID: repoID, event: &event, run: e.Run, attempt: 1, end: end,
+		d: d, entry: e, attempt: 1,
 	}, nil
 }
 
@@ -161,21 +161,23 @@ var errPruned = &Error{Code: CodeInvalid, Message: "the event's payload is no lo
 // Wait returns the last delivery of the run, at its end. It may be called once. When ctx ends first, or the Dispatcher
 // stops (CodeUnavailable), the run goes on all the same, after a restart if need be.
 func (r *Redelivery) Wait(ctx context.Context) (Delivery, error) {
-	defer r.d.waits.forget(r.run)
+	end := r.d.waits.add(r.entry)
+	defer r.d.waits.forget(r.entry.Run)
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
 	for {
+		// It may have ended before anybody waited, or another node may have taken it over and ended it.
+		delivery, err := r.look(ctx)
+		if err != nil || !delivery.DeliveredAt.IsZero() {
+			return delivery, err
+		}
 		select {
-		case delivery, ok := <-r.end:
+		case delivery, ok := <-end:
 			if !ok {
 				return Delivery{}, errNoEnd
 			}
 			return delivery, nil
-		case <-look.C: // another node may have taken the run over, and ended it
-			delivery, err := r.look(ctx)
-			if err != nil || !delivery.DeliveredAt.IsZero() {
-				return delivery, err
-			}
+		case <-look.C:
 		case <-ctx.Done():
 			return Delivery{}, ctx.Err()
 		}
@@ -190,14 +192,17 @@ var errNoEnd = &Error{Code: CodeUnavailable, Message: "the run has no end yet: t
 // look returns the last delivery of the run if the log has it. That the store can't say now is no error.
 func (r *Redelivery) look(ctx context.Context) (Delivery, error) {
 	for {
-		delivery, err := r.d.store.Delivery(ctx, r.repoID, r.WebhookID, DeliveryID(r.event, r.WebhookID, r.run, r.attempt))
-		if err != nil {
-			if _, err := r.d.store.Webhook(ctx, r.repoID, r.WebhookID); ErrorCode(err) == CodeNotFound {
+		repoID, id := r.entry.Event.RepoID, DeliveryID(r.entry.Event, r.WebhookID, r.entry.Run, r.attempt)
+		delivery, err := r.d.store.Delivery(ctx, repoID, r.WebhookID, id)
+		switch {
+		case ErrorCode(err) == CodeNotFound:
+			if _, err := r.d.store.Webhook(ctx, repoID, r.WebhookID); ErrorCode(err) == CodeNotFound {
 				return Delivery{}, errNoEnd
 			}
 			return Delivery{}, nil
-		}
-		if delivery.NextAttemptAt.IsZero() {
+		case err != nil:
+			return Delivery{}, nil
+		case delivery.NextAttemptAt.IsZero():
 			return delivery, nil
 		}
 		r.attempt++
@@ -206,10 +211,8 @@ func (r *Redelivery) look(ctx context.Context) (Delivery, error) {
 
 // waits are those who wait for the end of a run.
 type waits struct {
-	// enqueueing is held for reading while an entry is enqueued and its wait added: its run can't end in between.
-	enqueueing sync.RWMutex
-	mu         sync.Mutex
-	byRun      map[int64]wait
+	mu    sync.Mutex
+	byRun map[int64]wait
 }
 
 type wait struct {
@@ -217,14 +220,8 @@ type wait struct {
 	end        chan Delivery // gets the last delivery, or is closed without one
 }
 
-// enqueue adds a wait for the run of the entry that f enqueues.
-func (w *waits) enqueue(f func() (*Entry, error)) (<-chan Delivery, error) {
-	w.enqueueing.RLock()
-	defer w.enqueueing.RUnlock()
-	e, err := f()
-	if err != nil {
-		return nil, err
-	}
+// add adds a wait for the run of an entry.
+func (w *waits) add(e *Entry) <-chan Delivery {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.byRun == nil {
@@ -232,7 +229,7 @@ func (w *waits) enqueue(f func() (*Entry, error)) (<-chan Delivery, error) {
 	}
 	end := make(chan Delivery, 1)
 	w.byRun[e.Run] = wait{e.WebhookSeq, end}
-	return end, nil
+	return end
 }
 
 func (w *waits) forget(run int64) {
@@ -243,8 +240,6 @@ func (w *waits) forget(run int64) {
 
 // ended tells who waits for the result's run that it is over.
 func (w *waits) ended(r Result) {
-	w.enqueueing.Lock()
-	defer w.enqueueing.Unlock()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if wait, ok := w.byRun[r.Entry.Run]; ok {

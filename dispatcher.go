@@ -148,7 +148,7 @@ func (d *Dispatcher) Start(ctx context.Context) error {
 	}
 	d.committing.run(d.commits.run)
 	d.background.run(d.keepLease)
-	d.claims.sweep(ctx) // before new events can overtake what is in the store
+	d.claims.sweep(context.WithoutCancel(ctx)) // before new events can overtake what is in the store
 	d.background.run(d.claims.run)
 	d.background.run(d.followChanges)
 	if notifier, ok := d.store.(Notifier); ok {
@@ -211,29 +211,34 @@ func (d *Dispatcher) Ready() error {
 	if !d.sched.leased() {
 		return Errorf(CodeUnavailable, "the node has no lease: the store can't be written, see the log")
 	}
+	if d.subscriptions.stale() {
+		return Errorf(CodeUnavailable, "the store can't be read, see the log")
+	}
 	return nil
 }
 
-// join gets a lease and releases those that ran out.
+// join gets a lease, and then releases those that ran out.
 func (d *Dispatcher) join(ctx context.Context) error {
 	if err := d.clock.set(ctx, d.store); err != nil {
 		return err
 	}
-	if _, err := d.store.Release(ctx, 0, d.clock.now()); err != nil {
+	if err := d.lease(ctx, 0); err != nil {
 		return err
 	}
-	return d.lease(ctx, 0)
+	_, err := d.store.Release(ctx, 0, d.clock.now())
+	wake(d.claims.sweepNow)
+	return err
 }
 
 // lease gets a lease, or renews a node's.
 func (d *Dispatcher) lease(ctx context.Context, node int64) error {
-	until := time.Now().Add(leaseFor - d.clock.late()) // others see the end that much earlier
+	until := time.Now().Add(leaseFor - d.clock.slack()) // others may see the end that much earlier
 	node, err := d.store.Lease(ctx, node, d.clock.now().Add(leaseFor))
 	if err != nil {
 		return err
 	}
-	d.node.Store(node)
 	d.sched.lease(node, until)
+	d.node.Store(node) // who still reads the old one is refused by the store
 	return nil
 }
 
@@ -281,28 +286,31 @@ func (d *Dispatcher) renew(ctx context.Context) error {
 	n, err := d.store.Release(ctx, 0, d.clock.now())
 	if n > 0 {
 		d.log.Info("took over the entries of dead nodes", "nodes", n)
+		wake(d.claims.sweepNow)
 	}
 	return err
 }
 
-// rejoin frees all that is leased to the node, and goes on as a new one: the store was lost in the middle of a commit, and may
-// have leased to the node what that has not got.
+// rejoin frees all that is leased to the node, and goes on as a new one: the store was lost in the middle of a commit, and
+// may have leased to the node what that has not got. Until what is in flight is recorded no more attempts start, and the node
+// keeps its lease.
 func (d *Dispatcher) rejoin(ctx context.Context) error {
-	d.sched.drop()              // before others may claim it
-	if d.commits.hasResults() { // as long as the node has its lease, what they are of need not be sent again
-		if _, err := d.store.Lease(ctx, d.node.Load(), d.clock.now().Add(leaseFor)); ErrorCode(err) != CodeConflict {
+	d.sched.drop()
+	old := d.node.Load()
+	if d.sched.owes() { // as long as the node keeps its lease, what is in flight need not be sent again
+		if _, err := d.store.Lease(ctx, old, d.clock.now().Add(leaseFor)); ErrorCode(err) != CodeConflict {
 			return err
 		}
 	}
-	if _, err := d.store.Release(ctx, d.node.Load(), d.clock.now()); err != nil {
-		return err
-	}
+	d.uncertain.Store(false) // from here on it is about the new node
 	if err := d.join(ctx); err != nil {
+		d.uncertain.Store(true)
 		return err
 	}
-	d.uncertain.Store(false)
-	d.log.Warn("the store was lost in the middle of a commit; the node gave up its lease and goes on as a new one")
-	return nil
+	d.log.Warn("a write of which nobody knows whether it was done: the node gave up its lease and goes on as a new one")
+	_, err := d.store.Release(ctx, old, d.clock.now()) // else it runs out
+	wake(d.claims.sweepNow)
+	return err
 }
 
 // followChanges makes changes of webhooks effective that other nodes made.
@@ -310,7 +318,10 @@ func (d *Dispatcher) followChanges(ctx context.Context) {
 	tick := time.NewTicker(changesEvery)
 	defer tick.Stop()
 	for version := int64(0); ; {
-		changes, err := d.store.Changes(ctx, version)
+		asked := time.Now()
+		bounded, cancel := context.WithTimeout(ctx, maxStale)
+		changes, err := d.store.Changes(bounded, version)
+		cancel()
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -318,7 +329,7 @@ func (d *Dispatcher) followChanges(ctx context.Context) {
 			d.storeFailed("look for changes of webhooks", err)
 		default:
 			version = changes.Version
-			d.subscriptions.follow(changes)
+			d.subscriptions.follow(changes, asked)
 		}
 		select {
 		case <-ctx.Done():
@@ -332,7 +343,7 @@ func (d *Dispatcher) followChanges(ctx context.Context) {
 // notified takes up what a [Notifier] tells.
 func (d *Dispatcher) notified(n Notification) {
 	for _, webhook := range n.Due {
-		d.sched.wantSpilled(webhook)
+		d.sched.wantRetry(webhook, false)
 	}
 	if n.Changed || len(n.Due) == 0 {
 		wake(d.changed)
@@ -413,8 +424,10 @@ func wake(c chan<- struct{}) {
 	}
 }
 
-// clock tells the time of the store, whatever the node's own clock says. It is never ahead of the store's, and behind by no
-// more than late.
+// clock tells the time of the store, whatever the node's own clock says. It is ahead of the store's by no more than maxAhead,
+// and behind by no more than the store's answer took. It goes back only when the store's does, by more than maxAhead.
+const maxAhead = time.Second
+
 type clock struct{ reading atomic.Pointer[clockReading] }
 
 type clockReading struct {
@@ -431,6 +444,11 @@ func (c *clock) set(ctx context.Context, store Store) error {
 		return err
 	}
 	answered := time.Now()
+	if old := c.reading.Load(); old != nil { // an answer that took longer than the last one would put the clock back
+		if ahead := c.now().Sub(t); ahead > 0 && ahead <= maxAhead {
+			return nil
+		}
+	}
 	c.reading.Store(&clockReading{t, answered, answered.Sub(asked)})
 	return nil
 }
@@ -441,4 +459,5 @@ func (c *clock) now() time.Time {
 	return r.store.Add(time.Since(r.at)).UTC().Truncate(time.Microsecond)
 }
 
-func (c *clock) late() time.Duration { return c.reading.Load().took }
+// slack is how far the clocks of two nodes may be apart.
+func (c *clock) slack() time.Duration { return maxAhead + c.reading.Load().took }

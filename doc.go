@@ -44,11 +44,11 @@
 // # Running it
 //
 // A Dispatcher may run in several processes on one store, if the store can be shared, as that of package postgres; each is a
-// node. Nodes lease what they work on, and take over what a dead one leaves. Limits, and the order of first attempts, are each
-// node's own.
+// node. Nodes lease what they work on, and take over what a dead one leaves. Limits, and the order of first attempts, are
+// each node's own.
 //
-// [Dispatcher.DispatchTx] accepts an event in a transaction of the host's own, if that is in the store's database: the event is
-// delivered if and only if the transaction commits.
+// [Dispatcher.DispatchTx] accepts an event in a transaction of the host's own, if that is in the store's database: the event
+// is delivered if and only if the transaction commits.
 //
 // The command posthorn (cmd/posthorn) is this library with a REST API (package httpapi) in front of it.
 package posthorn

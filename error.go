@@ -3,6 +3,7 @@ package posthorn
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Code says what kind of error an [Error] is. The REST API maps each code to one HTTP status.
@@ -24,11 +25,23 @@ const (
 type Error struct {
 	Code    Code
 	Field   string // the input at fault, by its name in the REST API ("events", "url"), or empty
-	Message string // what was wrong and what to do about it, for people; it includes the cause's text
-	Err     error  // the cause, for errors.Is and errors.As, or nil
+	Message string // what was wrong and what to do about it, for whoever made the call, over the network too
+	// Err is the cause, for errors.Is and errors.As, or nil. Where its text is not in the message, that is because it is for
+	// the operator alone: it may name hosts and users.
+	Err error
 }
 
+// Error returns the whole text, for the log.
 func (e *Error) Error() string {
+	text := e.Public()
+	if e.Err != nil && !strings.Contains(e.Message, e.Err.Error()) {
+		text += ": " + e.Err.Error()
+	}
+	return text
+}
+
+// Public returns the part of the text that may be shown to anyone: the message, behind the field if there is one.
+func (e *Error) Public() string {
 	if e.Field != "" {
 		return e.Field + ": " + e.Message
 	}

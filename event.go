@@ -78,9 +78,9 @@ func (d *Dispatcher) Dispatch(ctx context.Context, e Event) (Receipt, error) {
 	return d.accept(ctx, event, TriggerAutomatic, webhooks)
 }
 
-// DispatchTx accepts an event in a transaction of the host's own, which the store makes a [Tx] of: it is delivered if and only
-// if that transaction commits, soon after that, and within a second or two by any node if this process dies then. The receipt
-// counts from the commit on.
+// DispatchTx accepts an event in a transaction of the host's own, which the store makes a [Tx] of: it is delivered if and
+// only if that transaction commits, soon after that, and within a second or two by any node if this process dies then. The
+// receipt counts from the commit on.
 //
 // It works without Start, too, in a process that leaves delivering to others. The errors are those of [Dispatcher.Dispatch];
 // after one of CodeUnavailable, CodeUncertain or CodeInternal the transaction should be rolled back. Events accepted in
@@ -91,8 +91,12 @@ func (d *Dispatcher) DispatchTx(ctx context.Context, tx Tx, e Event) (Receipt, e
 	if err != nil {
 		return Receipt{}, err
 	}
-	if d.state.Load() != stateStarted {
-		d.subscriptions.invalidate(e.RepoID, 0) // nobody follows the changes of other nodes
+	if d.state.Load() != stateStarted { // nobody keeps clock and cache up to date
+		if err := d.clock.set(ctx, d.store); err != nil {
+			return Receipt{}, err
+		}
+		event.CreatedAt = d.clock.now()
+		d.subscriptions.invalidate(e.RepoID, 0)
 	}
 	webhooks, err := d.match(ctx, event)
 	if err != nil {
@@ -113,7 +117,7 @@ func (d *Dispatcher) DispatchTx(ctx context.Context, tx Tx, e Event) (Receipt, e
 	if err != nil {
 		return Receipt{}, err
 	}
-	if _, ok := d.store.(Notifier); !ok {
+	if _, ok := d.store.(Notifier); !ok && d.state.Load() == stateStarted {
 		d.claims.expect(webhooks)
 	}
 	return Receipt{EventID: event.ID, Deliveries: accepted.Deliveries, Duplicate: accepted.Duplicate}, nil
@@ -133,8 +137,8 @@ func (d *Dispatcher) match(ctx context.Context, event *AcceptedEvent) (webhooks 
 	return webhooks, nil
 }
 
-// unwanted answers for an event that no webhook wants now, and for which nothing is stored. If its ID is the caller's, one may
-// have wanted it when it was dispatched first.
+// unwanted answers for an event that no webhook wants now, and for which nothing is stored. If its ID is the caller's, one
+// may have wanted it when it was dispatched first.
 func (d *Dispatcher) unwanted(ctx context.Context, event *AcceptedEvent, named bool) (Receipt, error) {
 	if !named {
 		return Receipt{EventID: event.ID}, nil

@@ -15,8 +15,9 @@ const (
 	slowCommit = time.Second
 	// storeRetry is how long to wait after the store failed.
 	storeRetry = time.Second
-	// commitTimeout is for how long the store may take over a batch.
-	commitTimeout = 30 * time.Second
+	// storeTimeout is for how long the store may take over a call. One with a shorter limit of its own knows better what has
+	// happened then.
+	storeTimeout = 40 * time.Second
 
 	enoughResults   = 256 // don't wait for more
 	maxBatchEvents  = 512
@@ -148,13 +149,6 @@ func (g *groupCommit) hasEvents() bool {
 	return len(g.events) > 0
 }
 
-// hasResults reports whether results wait that were tried before, or have just come.
-func (g *groupCommit) hasResults() bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return len(g.results) > 0
-}
-
 // drain commits what is left at the end, for as long as the store takes it. Afterwards no event is left without an answer.
 func (g *groupCommit) drain() {
 	deadline := time.Now().Add(lastWords)
@@ -181,15 +175,18 @@ func notNow(err error) error {
 	case ErrorCode(err) == CodeUnavailable:
 		return err
 	case isUncertain(err):
-		return Errorf(CodeUncertain, "the store was lost in the middle of a commit, so it may have been accepted or not; "+
-			"the same eventId again settles it: %w", err)
+		return &Error{Code: CodeUncertain, Err: err, Message: "the store was lost in the middle of a commit, so it may have been " +
+			"accepted or not; the same eventId again settles it"}
 	}
-	return Errorf(CodeUnavailable, "nothing was accepted, because the store failed: %w", err)
+	return &Error{Code: CodeUnavailable, Err: err, Message: "nothing was accepted, because the store failed"}
 }
 
 // isUncertain reports whether what a failed call was to write may have been written.
 func isUncertain(err error) bool {
-	return ErrorCode(err) == CodeUncertain || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Code == CodeUncertain
+	}
+	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
 // commit commits one batch and reports whether there was more than fits into one.
@@ -199,7 +196,7 @@ func (g *groupCommit) commit() (more bool, err error) {
 		return false, nil
 	}
 	// Not even Stop interrupts a commit: whether it was one would be unknown.
-	ctx, cancel := context.WithTimeout(context.Background(), commitTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
 	batch := Batch{Node: g.node(), Results: results}
 	for _, a := range events {
@@ -225,14 +222,14 @@ func (g *groupCommit) commit() (more bool, err error) {
 	g.sched.block(err != nil && len(results) > 0) // these are tried again until it works, which ends it
 	g.mu.Unlock()
 	if err != nil {
+		g.mu.Lock()
+		g.results = append(results, g.results...)
+		g.mu.Unlock()
 		g.failed("commit events and results", err)
 		for _, a := range events {
 			g.sched.unreserve(a.webhooks, len(a.event.Payload), a.reserved)
 			a.answer <- answer{err: notNow(err)}
 		}
-		g.mu.Lock()
-		g.results = append(results, g.results...)
-		g.mu.Unlock()
 		return more, err
 	}
 	for i, a := range events {

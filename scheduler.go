@@ -14,19 +14,20 @@ import (
 // unknown before. Failing ones together may have at most half of the node's requests in flight and bytes in memory, failing
 // and unknown ones at most three quarters: a proven webhook never waits for others, and a new one not for failing ones.
 // Within this, a webhook's own limit of requests in flight starts at one, doubles with each success and halves with each
-// failure, so that one which keeps failing is probed with one request at a time; and it holds next to nothing in memory.
+// failure, so that one which keeps failing is probed with one request at a time, and after pauses, so that a backlog of one that
+// refuses at once doesn't keep the node and the store busy; and it holds next to nothing in memory.
 //
 // # Backlogs
 //
 // What memory has no room for is committed as free entries ("spilled"), and from then on everything for that webhook is,
-// until claims have caught up: first attempts keep their order. The scheduler says by claimable which webhooks to claim
-// for, and the claimer (see claimer.go) does.
+// until claims have caught up: first attempts keep their order. The scheduler lists the webhooks to claim for, and the
+// claimer (see claimer.go) does.
 type scheduler struct {
 	limits limits
 	// attempt makes the attempt of an entry; its result goes to record. Both run on a worker's goroutine.
 	attempt func(*Entry) Result
 	record  func(Result)
-	// signal wakes the claimer: a webhook has become claimable.
+	// signal wakes the claimer: there is something in claims.
 	signal chan struct{}
 
 	mu     sync.Mutex
@@ -81,6 +82,7 @@ func mayUse(st standing, limit int, used [standings]int, more int) bool {
 const (
 	probeAfter    = 5      // failures in a row make a webhook a failing one
 	probeQueue    = 16     // entries that a failing webhook holds in memory
+	maxProbePause = 50     // milliseconds between the attempts of a failing webhook: one for each failure in a row, up to this
 	entryBytes    = 256    // what an entry takes besides its payload, about
 	maxRemembered = 10_000 // webhooks without entries whose state is kept
 )
@@ -98,6 +100,7 @@ type queue struct {
 	failures  int // in a row
 	standing  standing
 	listed    bool // it is in ready
+	paused    bool // it failed a moment ago
 	reserved  int  // places kept for entries that are being committed or claimed
 
 	spilling int  // free entries that are due and not committed yet
@@ -286,7 +289,7 @@ func (s *scheduler) setStanding(q *queue, st standing) {
 
 // list gives a queue a turn if it can use one.
 func (s *scheduler) list(q *queue) {
-	if q.listed || len(q.byHand)+len(q.automatic) == 0 || q.used.inFlight >= q.limit {
+	if q.listed || q.paused || len(q.byHand)+len(q.automatic) == 0 || q.used.inFlight >= q.limit {
 		return
 	}
 	q.listed = true
@@ -304,9 +307,9 @@ func (s *scheduler) next() (*queue, *Entry) {
 			return nil, nil
 		}
 		q.listed = false
-		if q.used.inFlight >= q.limit || len(q.byHand)+len(q.automatic) == 0 {
+		if q.paused || q.used.inFlight >= q.limit || len(q.byHand)+len(q.automatic) == 0 {
 			s.settle(q)
-			continue // the limit was lowered, or the entries were dropped, while it was listed
+			continue // it has failed, or its entries were dropped, while it was listed
 		}
 		e := q.pop()
 		s.addInFlight(q, 1)
@@ -408,6 +411,7 @@ func (s *scheduler) finish(q *queue, r Result) (handedBack []*Entry) {
 			q.limit = 1
 			s.setStanding(q, failing)
 			handedBack = s.shrink(q)
+			s.pause(q)
 		}
 	}
 	s.list(q)
@@ -415,6 +419,21 @@ func (s *scheduler) finish(q *queue, r Result) (handedBack []*Entry) {
 		s.want(q)
 	}
 	return handedBack
+}
+
+// pause keeps a failing webhook from its next attempt for a moment.
+func (s *scheduler) pause(q *queue) {
+	if q.paused {
+		return
+	}
+	q.paused = true
+	time.AfterFunc(time.Duration(min(q.failures, maxProbePause))*time.Millisecond, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		q.paused = false
+		s.list(q)
+		s.start()
+	})
 }
 
 // shrink takes from a failing webhook's queue what it may not hold in memory.
@@ -484,8 +503,10 @@ func (q *queue) idle() bool {
 func (s *scheduler) block(blocked bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.blocked = blocked
-	s.start()
+	if s.blocked != blocked {
+		s.blocked = blocked
+		s.start()
+	}
 }
 
 // lease sets whose lease the entries are under and until when it lasts. Without one no attempt starts.
@@ -497,6 +518,17 @@ func (s *scheduler) lease(node int64, until time.Time) {
 	if len(s.claims) > 0 {
 		s.wake()
 	}
+}
+
+// owes reports whether there are requests in flight, or results that are not recorded.
+func (s *scheduler) owes() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	inFlight := 0
+	for _, u := range s.used {
+		inFlight += u.inFlight
+	}
+	return inFlight+s.unrecorded > 0
 }
 
 func (s *scheduler) leased() bool {
@@ -515,6 +547,10 @@ func (s *scheduler) drop() {
 			for _, e := range entries {
 				s.addBytes(q, -cost(len(e.Event.Payload)))
 			}
+		}
+		if len(q.byHand)+len(q.automatic) > 0 { // these come back from the store, before anything later
+			q.spilled = true
+			s.want(q)
 		}
 		q.byHand, q.automatic = nil, nil
 		s.settle(q)

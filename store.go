@@ -58,8 +58,9 @@ type Store interface {
 	// delivery of that event and webhook has, and Queued. With a node the entry is leased to it, with node 0 it is free.
 	// CodeNotFound when the event or the webhook is gone, CodeConflict when the node has no lease any more.
 	Enqueue(ctx context.Context, e *Entry, node int64) error
-	// Due returns webhooks, in ascending order of Seq, each greater than after, that have a free entry which is due and
-	// may be claimed (see [Claim] for the horizon). It does not write. It visits webhooks, not entries: a backlog of one costs the others nothing.
+	// Due returns webhooks, in ascending order of Seq, each greater than after, that have a free entry which is due and may
+	// be claimed (see [Claim] for the horizon). It does not write. It visits webhooks, not entries: a backlog of one costs
+	// the others nothing.
 	Due(ctx context.Context, now time.Time, horizon time.Duration, after int64, limit int) ([]DueWebhook, error)
 	// Claim leases free entries that are due to a node and returns them with their events.
 	// CodeConflict when the node has no lease any more.
@@ -189,7 +190,8 @@ type Acceptance struct {
 // Result is what became of one leased entry.
 //
 // Where the node doesn't hold the entry any more (it was released, or its webhook deleted), the queue stays as it is.
-// The delivery is logged all the same if the webhook exists and the log has none of that ID.
+// The delivery is logged all the same if the webhook exists and the log has none of that ID. If the log has one already, of a
+// node that had the entry before, and this node holds it, the entry goes on as the log says.
 type Result struct {
 	Entry    *Entry
 	Delivery *Delivery // the attempt to log; nil: none was made

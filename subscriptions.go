@@ -14,36 +14,47 @@ import (
 	"github.com/musehub/posthorn/signature"
 )
 
-// maxCached is how many webhooks the cache holds in all; a repo without any counts as one.
-const maxCached = 50_000
+const (
+	// maxCached is how many webhooks the cache holds in all; a repo without any counts as one.
+	maxCached = 50_000
+	// maxStale is for how long the cache is good if nobody can tell what other nodes have changed meanwhile.
+	maxStale = 2 * time.Second
+)
 
 // subscriptions caches the webhooks of each repo, ready for matching and sending.
 //
-// A change is effective once it is answered: whoever changed a webhook calls invalidate before answering. It waits for a
-// load that may have read the old rows, forgets what that brought, and revokes the uses of the webhook, so that requests
-// which are about to be made are not, but look at the webhook again (see attempt).
+// A change is effective on this node once it is answered: whoever changed a webhook calls invalidate before answering. That
+// forgets the repo, sees to it that a load which may have read the old rows is not kept, and revokes the uses of the webhook, so
+// that requests which are about to be made are not, but look at the webhook again (see attempt). Changes that other nodes made
+// come by follow, some times a second; while they don't come, nothing is kept for longer than maxStale.
 type subscriptions struct {
 	store Store
 	box   *secretbox.Box
 	now   func() time.Time // the store's
 
-	mu    sync.RWMutex
-	repos map[string]*subscribers
-	size  int
+	mu       sync.RWMutex
+	repos    map[string]*subscribers
+	size     int
+	followed time.Time // when the store was last asked for changes, and answered
 
-	changes atomic.Uint64 // calls of invalidate
+	changes atomic.Uint64 // of all repos
 	useMu   sync.Mutex
 	uses    map[*use]struct{}
 
-	// loads are held while a repo is loaded or invalidated, each for the repos whose hash it has.
-	loads [64]sync.Mutex
-	seed  maphash.Seed
+	stripes [64]stripe // each for the repos whose hash it has
+	seed    maphash.Seed
+}
+
+type stripe struct {
+	loading sync.Mutex    // held while a repo is loaded, so that it is loaded once
+	changes atomic.Uint64 // what was loaded before one is not kept after it
 }
 
 // subscribers are the webhooks of one repo.
 type subscribers struct {
 	targets []*target
 	bySeq   map[int64]*target
+	loaded  time.Time // when the load began
 	expires time.Time // when the first of their secrets expires, which makes all of this stale; zero: never
 }
 
@@ -71,17 +82,19 @@ func (s *subscriptions) of(ctx context.Context, repoID string) (*subscribers, er
 	if subs := s.cached(repoID, now); subs != nil {
 		return subs, nil
 	}
-	load := s.load(repoID)
-	load.Lock()
-	defer load.Unlock()
+	stripe := s.stripe(repoID)
+	stripe.loading.Lock()
+	defer stripe.loading.Unlock()
+	now = s.now()
 	if subs := s.cached(repoID, now); subs != nil {
 		return subs, nil
 	}
+	changes, loaded := stripe.changes.Load(), time.Now()
 	page, err := s.store.Webhooks(ctx, WebhookQuery{RepoID: repoID})
 	if err != nil {
 		return nil, err
 	}
-	subs := &subscribers{bySeq: make(map[int64]*target, len(page.Items))}
+	subs := &subscribers{loaded: loaded, bySeq: make(map[int64]*target, len(page.Items))}
 	for _, w := range page.Items {
 		t := s.prepare(w, now, subs)
 		subs.targets = append(subs.targets, t)
@@ -89,6 +102,9 @@ func (s *subscriptions) of(ctx context.Context, repoID string) (*subscribers, er
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if stripe.changes.Load() != changes {
+		return subs, nil // good for who asked before the change, and for nobody else
+	}
 	s.forget(repoID)
 	for other := range s.repos {
 		if s.size+1+len(subs.targets) <= maxCached {
@@ -108,7 +124,17 @@ func (s *subscriptions) cached(repoID string, now time.Time) *subscribers {
 	if subs == nil || !subs.expires.IsZero() && !now.Before(subs.expires) {
 		return nil
 	}
+	if time.Since(s.followed) > maxStale && time.Since(subs.loaded) > maxStale {
+		return nil
+	}
 	return subs
+}
+
+// stale reports whether the store has not told for a while what has changed.
+func (s *subscriptions) stale() bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return time.Since(s.followed) > 2*maxStale
 }
 
 // forget drops a repo from the cache. The caller holds mu.
@@ -150,9 +176,7 @@ func (s *subscriptions) unuse(u *use) {
 
 // invalidate makes a change of a webhook effective.
 func (s *subscriptions) invalidate(repoID string, webhookSeq int64) {
-	load := s.load(repoID)
-	load.Lock()
-	defer load.Unlock()
+	s.stripe(repoID).changes.Add(1)
 	s.mu.Lock()
 	s.forget(repoID)
 	s.mu.Unlock()
@@ -170,27 +194,28 @@ func (s *subscriptions) revoke(which func(*use) bool) {
 	}
 }
 
-// follow makes changes effective that were made by this node or another.
-func (s *subscriptions) follow(changes Changes) {
+// follow makes changes effective that were made by this node or another. The store was asked for them at the given time.
+func (s *subscriptions) follow(changes Changes, asked time.Time) {
 	for _, w := range changes.Webhooks {
 		s.invalidate(w.RepoID, w.Seq)
 	}
-	if !changes.All {
-		return
-	}
-	for i := range s.loads {
-		s.loads[i].Lock()
-		defer s.loads[i].Unlock()
+	if changes.All {
+		for i := range s.stripes {
+			s.stripes[i].changes.Add(1)
+		}
+		s.mu.Lock()
+		clear(s.repos)
+		s.size = 0
+		s.mu.Unlock()
+		s.revoke(func(*use) bool { return true })
 	}
 	s.mu.Lock()
-	clear(s.repos)
-	s.size = 0
-	s.mu.Unlock()
-	s.revoke(func(*use) bool { return true })
+	defer s.mu.Unlock()
+	s.followed = asked
 }
 
-func (s *subscriptions) load(repoID string) *sync.Mutex {
-	return &s.loads[maphash.String(s.seed, repoID)%uint64(len(s.loads))]
+func (s *subscriptions) stripe(repoID string) *stripe {
+	return &s.stripes[maphash.String(s.seed, repoID)%uint64(len(s.stripes))]
 }
 
 // prepare makes a webhook ready to be sent to. A secret that can't be read makes its deliveries fail and nothing else.

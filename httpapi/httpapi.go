@@ -110,7 +110,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (s *server) ready(w http.ResponseWriter, _ *http.Request) {
 	if err := s.dispatcher.Ready(); err != nil {
-		problemFor(posthorn.Errorf(posthorn.CodeUnavailable, "%w", err)).write(w)
+		problemFor(err).write(w)
 		return
 	}
 	writeStatus(w, "ready")

@@ -64,7 +64,7 @@ func problemFor(err error) *problem {
 	if !ok || status == http.StatusInternalServerError {
 		return internalError()
 	}
-	p := newProblem(status, "%s", e.Error())
+	p := newProblem(status, "%s", e.Public())
 	p.Field = e.Field
 	if status == http.StatusServiceUnavailable {
 		p.header = http.Header{"Retry-After": {"1"}}

@@ -16,10 +16,11 @@ import (
 // result is a [posthorn.Result] on its way into the database.
 type result struct {
 	*posthorn.Result
-	id       []byte // the delivery's
-	exchange string // JSON
-	held     bool   // the node had the entry, and it has been taken from it
-	seq      int64  // the delivery's row
+	id       []byte    // the delivery's
+	exchange string    // JSON
+	held     bool      // the node had the entry, and it has been taken from it
+	seq      int64     // the delivery's row
+	retryAt  time.Time // when the entry is due again
 }
 
 func encodeResults(results []posthorn.Result) ([]result, error) {
@@ -61,6 +62,7 @@ func recordResults(c *sqlite.Conn, node int64, results []result) error {
 	for i := range results {
 		r := &results[i]
 		e := r.Entry
+		r.retryAt = r.RetryAt
 		if e.Queued {
 			held, err := removeLeased(c, node, e)
 			if err != nil {
@@ -85,9 +87,9 @@ func recordResults(c *sqlite.Conn, node int64, results []result) error {
 			}
 			seq++
 		}
-		if r.held && !r.RetryAt.IsZero() {
+		if r.held && !r.retryAt.IsZero() {
 			next := *e
-			next.DueAt = r.RetryAt
+			next.DueAt = r.retryAt
 			if r.Delivery != nil {
 				next.Attempt++
 			}
@@ -212,7 +214,8 @@ func logDelivery(c *sqlite.Conn, r *result, seq int64, counts map[int64]*[2]int)
 		return err
 	}
 	if c.Changes() == 0 {
-		r.seq, err = queryInt(c, "SELECT seq FROM posthorn_deliveries WHERE id = ?", r.id)
+		_, err = queryRow(c, func(st *sqlite.Stmt) { r.seq, r.retryAt = st.ColumnInt64(0), timeOf(st.ColumnInt64(1)) },
+			"SELECT seq, next_attempt_at FROM posthorn_deliveries WHERE id = ?", r.id)
 		return err
 	}
 	r.seq = seq

@@ -95,13 +95,13 @@ func testResultFenced(s *suite) {
 	s.equal("the other's log", s.logged(other), []int{1})
 	s.equal("webhooks due", s.due(start.Add(time.Hour)), []int64{})
 
-	// The one that holds them settles them; the log has their deliveries already.
-	s.record(next, retried(held[0], start, start.Add(second)), done(held[1], start))
+	// The one that holds them settles them, as the log says, which has their deliveries already.
+	s.record(next, retried(held[0], start, start.Add(2*second)), done(held[1], start))
 	s.equal("the log", s.logged(w), []int{1})
 	s.equal("the first one's success", s.log(w).Items[0].Success, true)
 	s.equal("the other's log", s.logged(other), []int{1})
-	s.equal("webhooks due", s.due(start.Add(time.Hour)), []int64{w.Seq})
-	s.wantEntries(s.claim(next, start.Add(second), w, other), at(entryOf(w, e), 2, start.Add(second)))
+	s.equal("webhooks due", s.due(start.Add(time.Hour)), []int64{other.Seq})
+	s.wantEntries(s.claim(next, start.Add(second), w, other), at(entryOf(other, e), 2, start.Add(second)))
 }
 
 // testResultOfAnotherNode has results of a node for entries that another one holds.
