@@ -71,9 +71,9 @@ func (c *claimer) expect(webhooks []DueWebhook) {
 		return
 	}
 	soon := c.now()
-	for _, after := range []time.Duration{5, 20, 80, 320} {
+	for after := 5 * time.Millisecond; after < sweepEvery/2; after *= 4 {
 		for _, w := range webhooks {
-			c.retryAt(soon.Add(after*time.Millisecond), w.Seq, false)
+			c.retryAt(soon.Add(after), w.Seq, false)
 		}
 	}
 }

@@ -201,7 +201,7 @@ func (r *Redelivery) look(ctx context.Context) (Delivery, error) {
 			}
 			return Delivery{}, nil
 		case err != nil:
-			return Delivery{}, nil
+			return Delivery{}, nil //nolint:nilerr // the next look may do better
 		case delivery.NextAttemptAt.IsZero():
 			return delivery, nil
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -43,6 +44,7 @@ type Dispatcher struct {
 	claims        *claimer
 	clock         *clock
 	node          atomic.Int64
+	given         []int64       // nodes that this one has been, and whose entries it has yet to free; keepLease's
 	uncertain     atomic.Bool   // something may have been leased to the node of which it doesn't know
 	lost          chan struct{} // the store says that the lease was released, or it is uncertain
 	changed       chan struct{} // webhooks may have changed
@@ -288,7 +290,7 @@ func (d *Dispatcher) renew(ctx context.Context) error {
 		d.log.Info("took over the entries of dead nodes", "nodes", n)
 		wake(d.claims.sweepNow)
 	}
-	return err
+	return errors.Join(err, d.releaseGiven(ctx))
 }
 
 // rejoin frees all that is leased to the node, and goes on as a new one: the store was lost in the middle of a commit, and
@@ -302,15 +304,28 @@ func (d *Dispatcher) rejoin(ctx context.Context) error {
 			return err
 		}
 	}
+	if !slices.Contains(d.given, old) {
+		d.given = append(d.given, old)
+	}
 	d.uncertain.Store(false) // from here on it is about the new node
 	if err := d.join(ctx); err != nil {
 		d.uncertain.Store(true)
 		return err
 	}
 	d.log.Warn("a write of which nobody knows whether it was done: the node gave up its lease and goes on as a new one")
-	_, err := d.store.Release(ctx, old, d.clock.now()) // else it runs out
-	wake(d.claims.sweepNow)
-	return err
+	return d.releaseGiven(ctx)
+}
+
+// releaseGiven frees the entries of the nodes that this one has been. If it can't, their leases run out.
+func (d *Dispatcher) releaseGiven(ctx context.Context) error {
+	for len(d.given) > 0 {
+		if _, err := d.store.Release(ctx, d.given[0], d.clock.now()); err != nil {
+			return err
+		}
+		d.given = d.given[1:]
+		wake(d.claims.sweepNow)
+	}
+	return nil
 }
 
 // followChanges makes changes of webhooks effective that other nodes made.

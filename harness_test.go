@@ -23,16 +23,23 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // world is a dispatcher on a real SQLite file. Its requests go to a function instead of a socket, because time in it
-// is that of testing/synctest: a world lives in a bubble.
+// is that of testing/synctest: a world lives in a bubble. Several of them on one file are several nodes.
 type world struct {
 	*posthorn.Dispatcher
-	t     *testing.T
-	store *sqlite.Store
+	*outside // the same for all nodes
+	t        *testing.T
+	store    *sqlite.Store
 	// crashed makes the dispatcher's view of the store fail for ever, as for a process that was killed.
-	crashed *atomic.Bool
-	path    string
-	cfg     posthorn.Config
+	crashed  *atomic.Bool
+	tampered atomic.Pointer[tamper]
+	path     string
+	cfg      posthorn.Config
+	name     string // of the node
+}
 
+// outside is what a node has to do with besides its store.
+type outside struct {
+	clock    time.Duration // how far the store's clock is ahead of the bubble's
 	mu       sync.Mutex
 	answer   func(request) sender.Outcome
 	requests []request
@@ -41,13 +48,20 @@ type world struct {
 	recorded []posthorn.Delivery
 }
 
+func newOutside() *outside {
+	return &outside{
+		answer:   func(request) sender.Outcome { return ok200 },
+		inFlight: map[string]int{}, most: map[string]int{},
+	}
+}
+
 // request is what a receiver saw.
 type request struct {
-	url, eventType, eventID, deliveryID string
-	body                                string
-	header                              map[string][]string
-	at                                  time.Time
-	ctx                                 context.Context
+	node, url, eventType, eventID, deliveryID string
+	body                                      string
+	header                                    map[string][]string
+	at                                        time.Time
+	ctx                                       context.Context
 }
 
 var ok200 = sender.Outcome{Status: 200, Body: "ok"}
@@ -61,43 +75,76 @@ func inWorld(t *testing.T, cfg posthorn.Config, test func(t *testing.T, w *world
 		if err != nil {
 			t.Fatal(err)
 		}
-		w := &world{
-			t: t, store: store, path: path, cfg: cfg,
-			answer:   func(request) sender.Outcome { return ok200 },
-			inFlight: map[string]int{}, most: map[string]int{},
-		}
+		t.Cleanup(func() {
+			if err := store.Close(); err != nil {
+				t.Errorf("close: %v", err)
+			}
+		})
+		w := &world{t: t, outside: newOutside(), store: store, path: path, cfg: cfg, name: "A"}
 		w.start()
+		t.Cleanup(w.end)
 		test(t, w)
-		if err := w.Stop(context.Background()); err != nil && !w.crashed.Load() {
-			t.Errorf("stop: %v", err)
-		}
-		if err := w.store.Close(); err != nil {
-			t.Errorf("close: %v", err)
-		}
 	})
+}
+
+// node makes another node of the same store, without a dispatcher yet.
+func (w *world) node(name string) *world {
+	return &world{t: w.t, outside: w.outside, store: w.store, path: w.path, cfg: w.cfg, name: name}
+}
+
+// another starts another node on the same store. It ends with the test.
+func (w *world) another(name string) *world {
+	w.t.Helper()
+	other := w.node(name)
+	other.start()
+	w.t.Cleanup(other.end)
+	return other
+}
+
+// end stops the dispatcher when the test is over.
+func (w *world) end() {
+	w.t.Helper()
+	w.tamper(nil)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := w.Stop(ctx); err != nil && !w.crashed.Load() {
+		w.t.Errorf("stop: %v", err)
+	}
 }
 
 // start starts a dispatcher, as a new process would.
 func (w *world) start() {
 	w.t.Helper()
+	w.prepare()
+	if err := w.Start(w.t.Context()); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// prepare makes a dispatcher and does not start it.
+func (w *world) prepare() {
+	w.t.Helper()
 	w.crashed = &atomic.Bool{}
+	w.tamper(nil)
 	cfg := w.cfg
-	cfg.Logger = slog.New(slog.DiscardHandler)
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
 	cfg.OnDelivery = func(d posthorn.Delivery) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.recorded = append(w.recorded, d)
 	}
-	d, err := posthorn.New(mortal{w.store, w.crashed}, cfg)
+	d, err := posthorn.New(mortal{w.store, w.clock, w.crashed, &w.tampered}, cfg)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	d.SetTransport(w.send)
 	w.Dispatcher = d
-	if err := d.Start(w.t.Context()); err != nil {
-		w.t.Fatal(err)
-	}
 }
+
+// tamper has the node's calls of the store go through f, or no longer.
+func (w *world) tamper(f tamper) { w.tampered.Store(&f) }
 
 // crash ends the dispatcher as a kill does: nothing is written any more, and its lease stays.
 func (w *world) crash() {
@@ -118,7 +165,8 @@ func (w *world) send(ctx context.Context, r *sender.Request) sender.Outcome {
 		return ""
 	}
 	req := request{
-		url: r.URL.String(), eventType: get("X-MuseHub-Event"), eventID: get("webhook-id"), deliveryID: get("X-MuseHub-Delivery"),
+		node: w.name,
+		url:  r.URL.String(), eventType: get("X-MuseHub-Event"), eventID: get("webhook-id"), deliveryID: get("X-MuseHub-Delivery"),
 		body: string(r.Body), header: r.Header, at: time.Now(), ctx: ctx,
 	}
 	w.mu.Lock()
@@ -201,40 +249,84 @@ func hang(timeout time.Duration) func(request) sender.Outcome {
 	}
 }
 
-// mortal is a store as a process sees it that may be killed.
+// mortal is a store as a process sees it that may be killed, or fall out with the store.
 type mortal struct {
 	*sqlite.Store
-	dead *atomic.Bool
+	clock    time.Duration
+	dead     *atomic.Bool
+	tampered *atomic.Pointer[tamper]
 }
+
+// tamper is what happens to a node's call of a store's method. do is what should happen.
+type tamper func(ctx context.Context, call string, do func() error) error
 
 var errKilled = errors.New("killed")
 
-func (m mortal) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Acceptance, error) {
+func tampering[T any](ctx context.Context, m mortal, call string, do func() (T, error)) (got T, err error) {
 	if m.dead.Load() {
-		return nil, errKilled
+		return got, errKilled
 	}
-	return m.Store.Commit(ctx, b)
+	f := m.tampered.Load()
+	if f == nil || *f == nil {
+		return do()
+	}
+	if err := (*f)(ctx, call, func() (err error) { got, err = do(); return err }); err != nil {
+		var none T
+		return none, err
+	}
+	return got, nil
+}
+
+func (m mortal) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Acceptance, error) {
+	return tampering(ctx, m, "Commit", func() ([]posthorn.Acceptance, error) { return m.Store.Commit(ctx, b) })
+}
+
+func (m mortal) Enqueue(ctx context.Context, e *posthorn.Entry, node int64) error {
+	_, err := tampering(ctx, m, "Enqueue", func() (struct{}, error) { return struct{}{}, m.Store.Enqueue(ctx, e, node) })
+	return err
+}
+
+func (m mortal) Due(ctx context.Context, now time.Time, horizon time.Duration, after int64, limit int) ([]posthorn.DueWebhook, error) {
+	return tampering(ctx, m, "Due", func() ([]posthorn.DueWebhook, error) { return m.Store.Due(ctx, now, horizon, after, limit) })
 }
 
 func (m mortal) Claim(ctx context.Context, c posthorn.Claim) ([]*posthorn.Entry, error) {
-	if m.dead.Load() {
-		return nil, errKilled
-	}
-	return m.Store.Claim(ctx, c)
+	return tampering(ctx, m, "Claim", func() ([]*posthorn.Entry, error) { return m.Store.Claim(ctx, c) })
 }
 
 func (m mortal) Lease(ctx context.Context, node int64, until time.Time) (int64, error) {
-	if m.dead.Load() {
-		return 0, errKilled
-	}
-	return m.Store.Lease(ctx, node, until)
+	return tampering(ctx, m, "Lease", func() (int64, error) { return m.Store.Lease(ctx, node, until) })
 }
 
 func (m mortal) Release(ctx context.Context, node int64, now time.Time) (int, error) {
-	if m.dead.Load() {
-		return 0, errKilled
-	}
-	return m.Store.Release(ctx, node, now)
+	return tampering(ctx, m, "Release", func() (int, error) { return m.Store.Release(ctx, node, now) })
+}
+
+func (m mortal) Changes(ctx context.Context, since int64) (posthorn.Changes, error) {
+	return tampering(ctx, m, "Changes", func() (posthorn.Changes, error) { return m.Store.Changes(ctx, since) })
+}
+
+func (m mortal) Webhook(ctx context.Context, repoID, id string) (posthorn.Webhook, error) {
+	return tampering(ctx, m, "Webhook", func() (posthorn.Webhook, error) { return m.Store.Webhook(ctx, repoID, id) })
+}
+
+func (m mortal) Webhooks(ctx context.Context, q posthorn.WebhookQuery) (posthorn.Page[posthorn.Webhook], error) {
+	return tampering(ctx, m, "Webhooks", func() (posthorn.Page[posthorn.Webhook], error) { return m.Store.Webhooks(ctx, q) })
+}
+
+func (m mortal) Delivery(ctx context.Context, repoID, webhookID, id string) (posthorn.Delivery, error) {
+	return tampering(ctx, m, "Delivery", func() (posthorn.Delivery, error) { return m.Store.Delivery(ctx, repoID, webhookID, id) })
+}
+
+func (m mortal) Now(ctx context.Context) (time.Time, error) {
+	return tampering(ctx, m, "Now", func() (time.Time, error) {
+		now, err := m.Store.Now(ctx)
+		return now.Add(m.clock), err
+	})
+}
+
+func (m mortal) Prune(ctx context.Context, before time.Time) (int, error) {
+	return tampering(ctx, m, "Prune", func() (int, error) { return m.Store.Prune(ctx, before) })
 }
 
 // pass lets time pass. It is a bubble's, so it takes none.

@@ -90,6 +90,8 @@ func (s *subscriptions) of(ctx context.Context, repoID string) (*subscribers, er
 		return subs, nil
 	}
 	changes, loaded := stripe.changes.Load(), time.Now()
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout) // others wait for this load, too
+	defer cancel()
 	page, err := s.store.Webhooks(ctx, WebhookQuery{RepoID: repoID})
 	if err != nil {
 		return nil, err

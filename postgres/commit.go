@@ -22,6 +22,8 @@ func (s *Store) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Accept
 			a.reset()
 			r.reset()
 			err := t.run(ctx, func(q *batch) {
+				// A host's open transaction that has the same event must not hold up the whole batch.
+				q.queue("SELECT set_config('lock_timeout', '2s', true)")
 				fence(q, b.Node)
 				a.insert(q, b.Node)
 				r.settle(q, b.Node)
@@ -36,6 +38,9 @@ func (s *Store) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Accept
 			})
 			if err == nil && slices.ContainsFunc(a.repeated, func(i int) bool { return a.outcomes[i] == nil }) {
 				return errAgain // the first one was pruned meanwhile
+			}
+			if err == nil && r.otherwise {
+				return errAgain
 			}
 			return err
 		})

@@ -3,6 +3,9 @@ package postgres
 import (
 	"context"
 	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -19,12 +22,15 @@ const (
 
 // settings are made for each transaction, and not for the connection: behind a pooler that is somebody else's by then.
 //
-// Accepted means durable, whatever the server's or the role's default is. And the planner must not choose by what it last
-// knew of a table that goes from empty to a million rows and back within minutes: everything is found through an index. What
-// that does to its estimates would make it compile every statement, if it were let.
+// Accepted means durable, whatever the server's or the role's default is. And the planner must not choose by what it last knew
+// of a table that goes from empty to a million rows and back within minutes: everything is found through an index, by a plan
+// that is made once for all arguments. What that does to its estimates would make it compile every statement, if it were let.
+//
+// And the locks of a node that vanished between two round trips are not kept until the network notices.
 const settings = `SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'
 	ELSE current_setting('synchronous_commit') END, true), set_config('enable_seqscan', 'off', true),
-	set_config('enable_bitmapscan', 'off', true), set_config('jit', 'off', true)`
+	set_config('enable_bitmapscan', 'off', true), set_config('plan_cache_mode', 'force_generic_plan', true),
+	set_config('jit', 'off', true), set_config('idle_in_transaction_session_timeout', '30s', true)`
 
 var (
 	// Whatever the server's default is: what a statement waited for, the next one sees.
@@ -93,6 +99,19 @@ func (s *Store) write(ctx context.Context, fn func(ctx context.Context, t *trans
 		if err == nil || attempt == maxAttempts || !again(err) {
 			return err
 		}
+		// Those who met here should not meet again.
+		if err := pause(ctx, rand.N(10*time.Millisecond)); err != nil { //nolint:gosec // no secret
+			return err
+		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
 	}
 }
 
@@ -112,14 +131,19 @@ func (s *Store) with(ctx context.Context, options pgx.TxOptions, fn func(ctx con
 		case s.closed.Err() != nil:
 			return s.errClosed()
 		case ctx.Err() == nil && bounded.Err() != nil:
-			return posthorn.Errorf(posthorn.CodeUnavailable, "no connection to %s was free, or could be made, within %v: %w", s, s.timeout, err)
+			message := fmt.Sprintf("no connection to the PostgreSQL database was free, or could be made, within %v", s.timeout)
+			return &posthorn.Error{Code: posthorn.CodeUnavailable, Message: message, Err: s.cause(err)}
 		}
 		return s.fault(ctx, err)
 	}
 	defer conn.Release()
 	t := &transaction{conn: conn.Conn(), names: s.names, options: options}
 	defer t.end()
-	return s.fault(ctx, fn(bounded, t))
+	err = fn(bounded, t)
+	if sqlState(err) == "25006" {
+		s.pool.Reset() // they are all to a server that is a replica by now; others may find the primary
+	}
+	return s.fault(ctx, err)
 }
 
 // uncertainError is the failure of a COMMIT after which nobody knows what became of it.
@@ -137,13 +161,18 @@ func commit(ctx context.Context, conn *pgx.Conn) error {
 	if err == nil && tag.String() != "COMMIT" {
 		return errors.New("the database rolled back a transaction instead of committing it")
 	}
-	if server, ok := errors.AsType[*pgconn.PgError](err); ok && server.SeverityUnlocalized == "ERROR" {
-		return err // it rolled back. What is worse ends the session, perhaps with the transaction committed
-	}
-	if err != nil {
+	if err != nil && !rolledBack(err) {
 		return uncertainError{err}
 	}
-	return nil
+	return err
+}
+
+// rolledBack reports whether an error of a COMMIT is the server's word that nothing was written. What is worse than an ERROR
+// ends the session, perhaps with the transaction committed; and a pooler that has lost the server may say so as an ERROR of
+// class 08.
+func rolledBack(err error) bool {
+	server, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && server.SeverityUnlocalized == "ERROR" && !strings.HasPrefix(server.Code, "08")
 }
 
 // again reports whether a transaction should be tried once more: it lost against another one, and nothing was written.

@@ -2,7 +2,6 @@ package postgres
 
 import (
 	"context"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -43,7 +42,7 @@ const (
 )
 
 // foldCounts replaces the differences that commits have recorded by their sums.
-func (s *Store) foldCounts(ctx context.Context, _ time.Time) (int, error) {
+func (s *Store) foldCounts(ctx context.Context) error {
 	for _, fold := range []string{foldRepoCounts, foldDeliveryCounts} {
 		for found, gone := foldChunk, 1; found == foldChunk && gone > 0; {
 			err := s.write(ctx, func(ctx context.Context, t *transaction) error {
@@ -52,11 +51,11 @@ func (s *Store) foldCounts(ctx context.Context, _ time.Time) (int, error) {
 				})
 			})
 			if err != nil {
-				return 0, err
+				return err
 			}
 		}
 	}
-	return 0, nil
+	return nil
 }
 
 func rowsAffected(n *int) func(pgconn.CommandTag) error {

@@ -73,12 +73,12 @@ func parse(url string, cfg Config) (*database, error) {
 	return d, nil
 }
 
-// String names the database in messages.
+// String names the database, for the operator: those who call over the network need not know where it is.
 func (d *database) String() string {
 	conn := d.pool.ConnConfig
 	where := conn.Host // perhaps the folder of a socket
 	if !strings.HasPrefix(where, "/") {
 		where = net.JoinHostPort(conn.Host, strconv.Itoa(int(conn.Port)))
 	}
-	return fmt.Sprintf("the PostgreSQL database %q at %s", conn.Database, where)
+	return fmt.Sprintf("database %q at %s", conn.Database, where)
 }

@@ -2,25 +2,31 @@ package postgres
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/musehub/posthorn"
 )
 
-// detachTimeout is how long a partition may take to be detached. It has to wait for every transaction that uses the log, and
-// nobody waits for it. What is not done by then is done by a later Prune.
-const detachTimeout = 3 * time.Second
+const (
+	// dropLockTimeout is how long a drop waits for the log at a time: those who come after it wait with it. So it doesn't wait
+	// but tries often, for dropPatience in one Prune. What is not done by then is left to a later one.
+	dropLockTimeout = 20 * time.Millisecond
+	dropPause       = 100 * time.Millisecond
+	dropPatience    = 2500 * time.Millisecond
+)
 
 // recorded is on which days the deliveries of one day's events were recorded, by the counts.
 type recorded struct{ first, last day }
 
 // pruneDeliveries removes what was recorded on days that were over before the given time. A partition that has nothing else
-// is dropped. From one that has later ones too, because an event was retried for days or sent again, the old rows are
-// deleted.
-func (s *Store) pruneDeliveries(ctx context.Context, before time.Time) (int, error) {
+// is dropped. From one that has later rows too, because an event was retried for days or sent again, the old ones are
+// deleted, as from one that is needed: for a day of events that are in the queue still, and will have deliveries. Whatever is
+// put off because the log is in use, and put off again for more than a day, is an error.
+func (s *Store) pruneDeliveries(ctx context.Context, before time.Time, needed map[day]bool) (int, error) {
 	cutoff := dayAt(before) // the first day that stays
 	counted, err := s.recordedDays(ctx)
 	if err != nil {
@@ -32,15 +38,29 @@ func (s *Store) pruneDeliveries(ctx context.Context, before time.Time) (int, err
 		return 0, err
 	}
 	total := 0
+	var overdue error
+	patience := time.Now().Add(dropPatience)
 	for _, d := range sortedDays(tables, counted) {
 		r, hasRows := counted[d]
+		last := d // when it was last needed
+		if hasRows {
+			last = r.last
+		}
 		state := tables[d]
 		n := 0
 		switch {
 		case state == partitionMissing:
 			err = s.forgetCounts(ctx, d)
-		case hasRows && r.last < cutoff, !hasRows && d < cutoff, state != partitionAttached:
-			n, err = s.dropPartition(ctx, d, cutoff, state)
+		case !needed[d] && last < cutoff:
+			n, err = s.dropPartition(ctx, d, cutoff, patience)
+			if sqlState(err) == "55P03" {
+				if last < cutoff-1 && overdue == nil {
+					overdue = errOverdue(d, cutoff-1-last, err)
+				}
+				err = nil
+			}
+		case state == partitionDetached:
+			err = s.makePartition(ctx, d)
 		case hasRows && r.first < cutoff:
 			n, err = s.deleteRecorded(ctx, d, cutoff)
 		}
@@ -49,7 +69,14 @@ func (s *Store) pruneDeliveries(ctx context.Context, before time.Time) (int, err
 			return total, err
 		}
 	}
-	return total, nil
+	return total, overdue
+}
+
+// errOverdue tells that a partition could not be dropped for longer than one would wait without a word.
+func errOverdue(d, days day, cause error) error {
+	message := fmt.Sprintf("the log's partition %s can't be dropped, %d days after its time: there is always someone who uses it; "+
+		"look for transactions that stay open", d.table(), days)
+	return &posthorn.Error{Code: posthorn.CodeUnavailable, Message: message, Err: cause}
 }
 
 func sortedDays(tables map[day]partitionState, counted map[day]recorded) []day {
@@ -100,60 +127,47 @@ func (s *Store) forgetCounts(ctx context.Context, d day) error {
 	})
 }
 
-// dropPartition detaches a day's partition and drops it, and returns how many deliveries it had. A delivery that was recorded
-// in it while it was detached brings it back.
-func (s *Store) dropPartition(ctx context.Context, d, cutoff day, state partitionState) (int, error) {
+// dropPartition drops a day's table and returns how many deliveries it had. It gives up when patience is over, with the error
+// that the lock could not be had, but tries once at least.
+func (s *Store) dropPartition(ctx context.Context, d, cutoff day, patience time.Time) (int, error) {
 	s.partitions.set([]day{d}, false)
-	statement := ""
-	switch state {
-	case partitionAttached:
-		statement = "ALTER TABLE posthorn.deliveries DETACH PARTITION posthorn." + d.table() + " CONCURRENTLY"
-	case partitionDetaching:
-		statement = "ALTER TABLE posthorn.deliveries DETACH PARTITION posthorn." + d.table() + " FINALIZE"
-	}
-	if statement != "" {
-		bounded, cancel := context.WithTimeout(ctx, detachTimeout)
-		err := s.define(bounded, statement)
-		cancel()
+	for {
+		n, err := s.tryDrop(ctx, d, cutoff)
 		switch {
-		case ctx.Err() != nil:
-			return 0, ctx.Err()
-		case errors.Is(err, context.DeadlineExceeded), overtaken(err):
-			return 0, nil // someone has a transaction open, or another node is at it
-		case err != nil:
+		case err == nil:
+			return n, nil
+		case sqlState(err) == "55P03" && time.Now().Before(patience):
+		case overtaken(err):
+			return 0, nil // another node is at it
+		default:
+			return 0, err
+		}
+		if err := pause(ctx, dropPause); err != nil {
 			return 0, err
 		}
 	}
-	n, kept, err := s.dropDetached(ctx, d, cutoff)
-	if overtaken(err) {
-		return 0, nil
-	}
-	if err == nil && kept {
-		err = s.makePartition(ctx, d)
-	}
-	return n, err
 }
 
-// dropDetached drops a table that is no partition any more, with its counts, in one transaction. It reports that the table
-// is kept if there was something recorded in it that is to stay.
-func (s *Store) dropDetached(ctx context.Context, d, cutoff day) (n int, kept bool, err error) {
+// tryDrop drops a day's table with its counts, in one transaction, unless something was recorded in it that is to stay.
+//
+// It locks the table first against autovacuum alone, which lets go of it only when someone has waited for a while; that is in
+// nobody's way. Then it locks the log and, as everyone does, after it the table: nobody can record any more. It is not
+// detached concurrently, because what interrupts that leaves it in a state in which nothing else can be detached.
+func (s *Store) tryDrop(ctx context.Context, d, cutoff day) (n int, err error) {
 	err = s.write(ctx, func(ctx context.Context, t *transaction) error {
-		n, kept = 0, false
-		attached, last := false, (*day)(nil)
+		n = 0
+		last := d
 		err := t.run(ctx, func(b *batch) {
-			b.queue("SELECT set_config('lock_timeout', '2s', true)")
-			// From here on nobody can attach it.
+			b.queue("SELECT set_config('lock_timeout', '2s', true), set_config('idle_in_transaction_session_timeout', '2s', true)")
+			b.Queue(s.names.replacer.Replace("LOCK TABLE posthorn." + d.table() + " IN SHARE UPDATE EXCLUSIVE MODE"))
+			b.queue("SELECT set_config('lock_timeout', $1, true)", fmt.Sprint(dropLockTimeout.Milliseconds()))
+			b.queue("LOCK TABLE ONLY posthorn.deliveries IN ACCESS EXCLUSIVE MODE")
 			b.Queue(s.names.replacer.Replace("LOCK TABLE posthorn." + d.table() + " IN ACCESS EXCLUSIVE MODE"))
-			b.queue("SELECT relispartition FROM pg_catalog.pg_class WHERE oid = to_regclass($1)", s.names.quoted+"."+d.table()).
-				QueryRow(func(row pgx.Row) error { return row.Scan(&attached) })
-			b.queue("SELECT max(recorded) FROM posthorn.delivery_counts WHERE day = $1", d).
+			b.queue("SELECT coalesce(max(recorded), $1) FROM posthorn.delivery_counts WHERE day = $1", d).
 				QueryRow(func(row pgx.Row) error { return row.Scan(&last) })
 		})
-		if err != nil || attached {
+		if err != nil || last >= cutoff {
 			return err
-		}
-		if kept = last != nil && *last >= cutoff || last == nil && d >= cutoff; kept {
-			return nil
 		}
 		return t.run(ctx, func(b *batch) {
 			b.Queue(s.names.replacer.Replace("DROP TABLE posthorn." + d.table()))
@@ -162,7 +176,7 @@ func (s *Store) dropDetached(ctx context.Context, d, cutoff day) (n int, kept bo
 				QueryRow(func(row pgx.Row) error { return row.Scan(&n) })
 		})
 	})
-	return n, kept, err
+	return n, err
 }
 
 // deleteRecorded deletes the rows of a partition that were recorded before a day.

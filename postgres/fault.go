@@ -2,9 +2,11 @@ package postgres
 
 import (
 	"context"
+	"database/sql/driver"
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -26,17 +28,47 @@ func (d *database) fault(ctx context.Context, err error) error {
 		return ctxErr
 	}
 	if _, ok := errors.AsType[uncertainError](err); ok {
-		return posthorn.Errorf(posthorn.CodeUncertain, "%s was lost in the middle of a commit: %w", d, err)
+		return d.failed(posthorn.CodeUncertain, "was lost in the middle of a commit", err)
 	}
 	if state == "" {
-		if lost(err) {
-			return posthorn.Errorf(posthorn.CodeUnavailable, "%s can't be reached: %w", d, err)
+		switch {
+		case late(err):
+			return d.failed(posthorn.CodeUnavailable, "didn't answer in time", err)
+		case lost(err):
+			return d.failed(posthorn.CodeUnavailable, "can't be reached", err)
 		}
-		return posthorn.Errorf(posthorn.CodeInternal, "%s: %w", d, err)
+		return d.failed(posthorn.CodeInternal, "failed", err)
 	}
 	code, what := diagnose(state)
-	return posthorn.Errorf(code, "%s %s: %w", d, what, err)
+	return d.failed(code, what, err)
 }
+
+// failed returns an error whose message is for anyone. Which database it is, and what the driver said, is in the cause.
+func (d *database) failed(code posthorn.Code, what string, cause error) error {
+	return &posthorn.Error{Code: code, Message: "the PostgreSQL database " + what, Err: d.cause(cause)}
+}
+
+// cause tells the operator which database an error is of.
+func (d *database) cause(err error) error { return &causeError{d.String(), err} }
+
+type causeError struct {
+	where string
+	err   error
+}
+
+// Error is one line. The driver's own may have one for each attempt to connect, many of them the same.
+func (e *causeError) Error() string {
+	var lines []string
+	for line := range strings.SplitSeq(e.err.Error(), "\n") {
+		if line = strings.TrimRight(strings.TrimSpace(line), ":"); !slices.Contains(lines, line) {
+			lines = append(lines, line)
+		}
+	}
+	return e.where + ": " + strings.Join(lines, "; ")
+}
+
+// Unwrap returns the driver's error.
+func (e *causeError) Unwrap() error { return e.err }
 
 // diagnose says what an SQLSTATE means to a store's caller.
 func diagnose(state string) (code posthorn.Code, what string) {
@@ -57,7 +89,9 @@ func diagnose(state string) (code posthorn.Code, what string) {
 		return posthorn.CodeUnavailable, "has no disk space left"
 	case "53300":
 		return posthorn.CodeUnavailable, "has no connection left (max_connections); lower the number that Posthorn takes"
-	case "55P03", "57014", "25P03", "25P04":
+	case "55P03":
+		return posthorn.CodeUnavailable, "waited too long for a lock; a transaction that dispatched the same event may be open"
+	case "57014", "25P03", "25P04":
 		return posthorn.CodeUnavailable, "took longer than its settings allow"
 	}
 	switch state[:2] {
@@ -87,9 +121,18 @@ func sqlState(err error) string {
 	return server.SQLState()
 }
 
-// lost reports whether an error means that the server wasn't reached, or didn't answer.
+// late reports whether an error means that the server was reached, and had no answer in time.
+func late(err error) bool {
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return false
+	}
+	network, ok := errors.AsType[net.Error](err)
+	return pgconn.Timeout(err) || ok && network.Timeout() || errors.Is(err, context.DeadlineExceeded)
+}
+
+// lost reports whether an error means that the server wasn't reached, or is gone.
 func lost(err error) bool {
-	if pgconn.SafeToRetry(err) || pgconn.Timeout(err) {
+	if pgconn.SafeToRetry(err) {
 		return true
 	}
 	if _, ok := errors.AsType[net.Error](err); ok {
@@ -98,12 +141,8 @@ func lost(err error) bool {
 	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
 		return true
 	}
-	for _, target := range []error{io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, context.DeadlineExceeded, context.Canceled} {
-		if errors.Is(err, target) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc([]error{io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, driver.ErrBadConn, context.Canceled},
+		func(target error) bool { return errors.Is(err, target) })
 }
 
 // storable reports whether PostgreSQL can keep texts: they are UTF-8 and have no NUL character. Nothing has a name that is

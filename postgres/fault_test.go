@@ -33,6 +33,142 @@ func TestDiagnose(t *testing.T) {
 		}
 		err = d.fault(t.Context(), fmt.Errorf("doing: %w", &pgconn.PgError{Code: state, Message: "the server's words"}))
 		wantCode(t, err, code, "the server's words", "127.0.0.1:5432", `"db"`)
+		wantDiscreet(t, err, "the server's words", "127.0.0.1", "5432", `"db"`, "s3cr3t")
+	}
+}
+
+// wantDiscreet checks that an error says the rest to the operator alone, and that on one line.
+func wantDiscreet(t *testing.T, err error, names ...string) {
+	t.Helper()
+	e, ok := errors.AsType[*posthorn.Error](err)
+	if !ok {
+		t.Fatalf("%v is no error of Posthorn's", err)
+	}
+	for _, name := range names {
+		if strings.Contains(e.Public(), name) {
+			t.Errorf("anyone is told %q: %q", name, e.Public())
+		}
+	}
+	if strings.Contains(err.Error(), "\n") {
+		t.Errorf("%q is more than one line", err)
+	}
+}
+
+// TestDiscreet has a server that nobody reaches.
+func TestDiscreet(t *testing.T) {
+	direct := open(t, pgtest.URL(t))
+	p := startProxy(t, direct)
+	s := openNode(t, p.url, Config{Schema: direct.schema})
+	p.refuse(true)
+	if err := p.listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	conn := s.database.pool.ConnConfig
+	names := []string{"127.0.0.1", fmt.Sprint(conn.Port), conn.User, conn.Database}
+	var fromTwo error
+	for name, call := range map[string]func() error{
+		"Now":      func() error { _, err := s.Now(t.Context()); return err },
+		"the same": func() error { _, err := s.Now(t.Context()); return err },
+		"Commit": func() error {
+			e := newEvent(start)
+			r := delivered(leasedEntryOf(posthorn.Webhook{Seq: 1, ID: "w"}, e), start)
+			_, err := s.Commit(t.Context(), posthorn.Batch{Results: []posthorn.Result{r}})
+			return err
+		},
+		"Tx": func() error {
+			fail := func(context.Context, string, ...any) scanner { return errorScanner{fromTwo} }
+			_, err := hostTx{s, fail}.Accept(t.Context(), accepting(newEvent(start), false))
+			return err
+		},
+	} {
+		_, fromTwo = pgx.Connect(t.Context(), "host=127.0.0.1,127.0.0.1 port=1 user=me dbname=db")
+		err := call()
+		wantCode(t, err, posthorn.CodeUnavailable, "can't be reached")
+		wantDiscreet(t, err, names...)
+		if name != "Tx" {
+			wantCode(t, err, posthorn.CodeUnavailable, names[0], names[1], conn.Database)
+		}
+	}
+	s.timeout = time.Nanosecond
+	_, err := s.Now(t.Context())
+	wantCode(t, err, posthorn.CodeUnavailable, names[0])
+	wantDiscreet(t, err, names...)
+	s.Close()
+	_, err = s.Now(t.Context())
+	wantCode(t, err, posthorn.CodeUnavailable, names[0], "closed")
+	wantDiscreet(t, err, names...)
+}
+
+type errorScanner struct{ err error }
+
+func (e errorScanner) Scan(...any) error { return e.err }
+
+func TestRolledBack(t *testing.T) {
+	for _, c := range []struct {
+		severity, code string
+		want           bool
+	}{{"ERROR", "40001", true}, {"ERROR", "53100", true}, {"ERROR", "08006", false}, {"ERROR", "08P01", false}, {"FATAL", "57P01", false}} {
+		err := fmt.Errorf("commit: %w", &pgconn.PgError{SeverityUnlocalized: c.severity, Code: c.code})
+		if got := rolledBack(err); got != c.want {
+			t.Errorf("%s %s is a rollback: %v", c.severity, c.code, got)
+		}
+	}
+	if rolledBack(io.ErrUnexpectedEOF) {
+		t.Error("a lost connection is a rollback")
+	}
+}
+
+// TestReadOnly has a server that became a replica: the next call connects anew.
+func TestReadOnly(t *testing.T) {
+	url := pgtest.URL(t)
+	first := open(t, url)
+	s := openNode(t, url, Config{Schema: first.schema, MaxConns: 1})
+	execute(t, s, "SET default_transaction_read_only = on")
+	_, err := s.Lease(t.Context(), 0, start)
+	wantCode(t, err, posthorn.CodeUnavailable, "target_session_attrs")
+	newNode(t, s)
+}
+
+// TestVanishedNode has a node that says nothing more in the middle of a transaction: the server ends it.
+func TestVanishedNode(t *testing.T) {
+	s := open(t, pgtest.URL(t))
+	err := s.write(t.Context(), func(ctx context.Context, tx *transaction) error {
+		var limit string
+		err := tx.run(ctx, func(b *batch) {
+			b.queue("SELECT current_setting('idle_in_transaction_session_timeout')").QueryRow(func(row pgx.Row) error { return row.Scan(&limit) })
+			b.queue("SELECT set_config('idle_in_transaction_session_timeout', '50ms', true)")
+		})
+		if err != nil || limit != "30s" {
+			t.Errorf("the limit is %s, %v", limit, err)
+		}
+		time.Sleep(500 * time.Millisecond)
+		return tx.run(ctx, func(b *batch) { b.queue("SELECT 1") })
+	})
+	wantCode(t, err, posthorn.CodeUnavailable)
+}
+
+// TestCommitBesideTx has a host's open transaction with an event that others dispatch, too: they wait for it, but not long.
+func TestCommitBesideTx(t *testing.T) {
+	s := open(t, pgtest.URL(t))
+	w, node := newWebhook(t, s), newNode(t, s)
+	e := newEvent(start)
+	host := begin(t, s, pgx.ReadCommitted)
+	if _, err := s.Tx(host).Accept(t.Context(), accepting(e, false, w)); err != nil {
+		t.Fatal(err)
+	}
+	again := *e
+	b := posthorn.Batch{Node: node, Events: []posthorn.NewEvent{accepting(&again, true, w)}}
+	began := time.Now()
+	_, err := s.Commit(t.Context(), b)
+	wantCode(t, err, posthorn.CodeUnavailable, "waited too long for a lock; a transaction that dispatched the same event may be open")
+	if took := time.Since(began); took > callTimeout/2 {
+		t.Errorf("it took %v", took)
+	}
+	if err := host.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if a := commitBatch(t, s, b); !a[0].Duplicate {
+		t.Fatalf("afterwards it is %+v", a[0])
 	}
 }
 
@@ -108,9 +244,9 @@ func TestHangingDatabase(t *testing.T) {
 	e := newEvent(start)
 	b := posthorn.Batch{Node: node, Events: []posthorn.NewEvent{accepting(e, true, w)}}
 	_, err := s.Commit(t.Context(), b)
-	wantCode(t, err, posthorn.CodeUnavailable)
+	wantCode(t, err, posthorn.CodeUnavailable, "didn't answer in time")
 	_, err = s.Event(t.Context(), "repo", "any")
-	wantCode(t, err, posthorn.CodeUnavailable)
+	wantCode(t, err, posthorn.CodeUnavailable, "didn't answer in time")
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := s.Commit(ctx, b); !errors.Is(err, context.DeadlineExceeded) || posthorn.ErrorCode(err) == posthorn.CodeUnavailable {

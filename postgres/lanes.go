@@ -112,7 +112,9 @@ func (l *lanes) claimed(c posthorn.Claim, looks []look, entries []*posthorn.Entr
 		if !remembered && (t.n < c.Wants[i].Limit || t.last == position{}) {
 			continue
 		}
-		if t.last.compare(lane.claimed) > 0 {
+		// A look from the beginning that was filled goes on from there, even if that is further back: there is more behind.
+		filled := look.near == nil && t.n >= c.Wants[i].Limit && t.last != position{}
+		if t.last.compare(lane.claimed) > 0 || filled {
 			lane.claimed = t.last
 		}
 		if look.near == nil {

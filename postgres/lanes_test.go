@@ -161,6 +161,30 @@ func TestBehind(t *testing.T) {
 	next(10, own)
 }
 
+// TestFarBehind has another node free many entries far behind: they are claimed one after the other, without pauses.
+func TestFarBehind(t *testing.T) {
+	stores, nodes := openNodes(t, 2)
+	s, other := stores[0], stores[1]
+	w := newWebhook(t, s)
+	now := start.Add(time.Hour)
+	fill(t, s, 3, w)
+	if n := len(claim(t, s, nodes[0], now, 2, w)); n != 2 {
+		t.Fatalf("%d entries", n)
+	}
+	const n = 60
+	b := posthorn.Batch{Node: nodes[1]}
+	for i := range n {
+		b.Events = append(b.Events, accepting(newEvent(start.Add(-10*time.Hour+time.Duration(i)*10*time.Minute)), false, w))
+	}
+	commitBatch(t, other, b)
+	s.lanes.age(wholeEvery)
+	for claimed := 0; claimed < n; claimed += 10 {
+		if got := len(claim(t, s, nodes[0], now, 10, w)); got != 10 {
+			t.Fatalf("%d entries after %d of %d", got, claimed, n)
+		}
+	}
+}
+
 // age makes what is remembered older.
 func (l *lanes) age(by time.Duration) {
 	l.mu.Lock()

@@ -152,7 +152,11 @@ func TestOpenErrors(t *testing.T) {
 	url := pgtest.URL(t)
 	there := connectPool(t, url).Config().ConnConfig
 	at := func(host string, port uint16, user, database string) string {
-		return fmt.Sprintf("host=%s port=%d user=%s password=s3cr3t dbname=%s sslmode=disable", host, port, user, database)
+		password := "s3cr3t"
+		if user == there.User {
+			password = there.Password
+		}
+		return fmt.Sprintf("host=%s port=%d user=%s password='%s' dbname=%s sslmode=disable", host, port, user, password, database)
 	}
 	for name, c := range map[string]struct {
 		url  string
@@ -172,7 +176,7 @@ func TestOpenErrors(t *testing.T) {
 		"no socket":        {at("/nonexistent", 5432, "me", "db"), Config{}, posthorn.CodeUnavailable, []string{"/nonexistent"}},
 		"no database":      {at(there.Host, there.Port, there.User, "nonexistent"), Config{}, posthorn.CodeUnavailable, []string{"nonexistent", "create it"}},
 		"no user":          {at(there.Host, there.Port, "nonexistent", there.Database), Config{}, posthorn.CodeUnavailable, []string{"login"}},
-		"not migrated":     {url, Config{Schema: "empty"}, posthorn.CodeUnavailable, []string{`"empty"`, "migrate up"}},
+		"not migrated":     {url, Config{Schema: "empty"}, posthorn.CodeUnavailable, []string{`"empty"`, "migrate up", there.Host, there.Database}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for verb, call := range map[string]func() error{

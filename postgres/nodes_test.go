@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/musehub/posthorn"
 	"github.com/musehub/posthorn/internal/pgtest"
 )
@@ -229,7 +230,7 @@ func TestEnqueueWhilePruning(t *testing.T) {
 		deliver(t, stores[0], nodes[0], w, e, start)
 		var pruning sync.WaitGroup
 		pruning.Go(func() {
-			if _, err := stores[1].pruneEvents(t.Context(), start.Add(time.Hour)); err != nil {
+			if _, _, err := stores[1].pruneEvents(t.Context(), start.Add(time.Hour)); err != nil {
 				t.Error(err)
 			}
 		})
@@ -253,5 +254,52 @@ func TestEnqueueWhilePruning(t *testing.T) {
 	}
 	if n := number(t, stores[0], "SELECT count(*) FROM posthorn.events"); n != enqueued {
 		t.Errorf("%d events are left, want %d", n, enqueued)
+	}
+}
+
+// TestReleaseByRanges has a queue of many pages, of which one statement reads but a few.
+func TestReleaseByRanges(t *testing.T) {
+	stores, nodes := openNodes(t, 2)
+	s := stores[0]
+	w := newWebhook(t, s)
+	fill(t, s, 20_000, w)
+	execute(t, s, "UPDATE posthorn.queue SET node = CASE WHEN event % 100 = 0 THEN $1::bigint ELSE $2::bigint END", nodes[0], nodes[1])
+	_, pages, err := s.queueFile(t.Context())
+	if err != nil || pages < 200 {
+		t.Fatalf("the queue has %d pages, %v", pages, err)
+	}
+	const atOnce = 50
+	if n := buffers(t, s, selectLeased, []any{int64(-1), 0, atOnce}); n > atOnce+10 {
+		t.Errorf("a statement for %d of %d pages looks at %d", atOnce, pages, n)
+	}
+	if n, err := s.Release(t.Context(), nodes[0], start); n != 1 || err != nil {
+		t.Fatalf("released %d, %v", n, err)
+	}
+	if n := number(t, s, "SELECT count(*) FROM posthorn.queue WHERE node IS NULL"); n != 200 {
+		t.Errorf("%d entries are free, want 200", n)
+	}
+	if n := number(t, s, "SELECT count(*) FROM posthorn.queue WHERE node = $1", nodes[1]); n != 20_000-200 {
+		t.Errorf("the other node has %d entries", n)
+	}
+}
+
+// TestReleaseBesideStuckNode has a dead node whose last transaction is still open, and another dead one.
+func TestReleaseBesideStuckNode(t *testing.T) {
+	stores, nodes := openNodes(t, 2)
+	s := stores[0]
+	stuck := begin(t, s, pgx.ReadCommitted)
+	fenceOf := s.names.replacer.Replace("SELECT node FROM posthorn.nodes WHERE node = $1 FOR KEY SHARE")
+	if _, err := stuck.Exec(t.Context(), fenceOf, nodes[0]); err != nil {
+		t.Fatal(err)
+	}
+	dead := start.Add(2 * time.Hour)
+	if n, err := s.Release(t.Context(), 0, dead); n != 1 || err != nil {
+		t.Fatalf("released %d beside the stuck one, %v", n, err)
+	}
+	if err := stuck.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := s.Release(t.Context(), 0, dead); n != 1 || err != nil {
+		t.Fatalf("released %d afterwards, %v", n, err)
 	}
 }

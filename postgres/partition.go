@@ -122,44 +122,44 @@ func (s *Store) makePartitions(ctx context.Context, days []day) error {
 	return nil
 }
 
-// partitionState is how far a day's table is from being a partition, or from being none any more.
+// partitionState is how far a day's table is from being a partition.
 type partitionState int
 
 const (
-	partitionMissing   partitionState = iota
-	partitionDetached                 // a table of that name, which is not yet or no longer a partition
-	partitionDetaching                // whoever was detaching it was interrupted, or is about to be done
+	partitionMissing  partitionState = iota
+	partitionDetached                // a table of that name: whoever made it was interrupted, or is about to attach it
 	partitionAttached
 )
 
 // makePartition takes a day's table step by step from whatever state it is in to that of a partition. Other nodes may be
-// doing the same, or the opposite, at any moment: what fails because of that is no error, but a reason to look again.
+// doing the same, or drop it, at any moment: what fails because of that is no error, but a reason to look again.
 //
 // None of the steps makes those wait who use the log, as CREATE TABLE PARTITION OF would. The table is made in a transaction
 // of its own, so that nobody holds a lock on the log's table while waiting for the one to attach with.
 func (s *Store) makePartition(ctx context.Context, d day) error {
-	var err error
+	err := errAgain
 	for range maxAttempts {
-		var state partitionState
-		if state, err = s.partitionState(ctx, d); err != nil {
-			return err
+		state, stateErr := s.partitionState(ctx, d)
+		if stateErr != nil {
+			return stateErr
 		}
+		var step string
 		switch state {
 		case partitionAttached:
 			return nil
 		case partitionMissing:
-			err = s.define(ctx, "CREATE TABLE posthorn."+d.table()+" (LIKE posthorn.deliveries INCLUDING ALL)")
+			step = "CREATE TABLE posthorn." + d.table() + " (LIKE posthorn.deliveries INCLUDING ALL)"
 		case partitionDetached:
-			err = s.define(ctx, fmt.Sprintf("ALTER TABLE posthorn.deliveries ATTACH PARTITION posthorn.%s FOR VALUES FROM ('%s') TO ('%s')",
-				d.table(), formatUUID(d.firstID()), formatUUID((d+1).firstID())))
-		case partitionDetaching:
-			err = s.define(ctx, "ALTER TABLE posthorn.deliveries DETACH PARTITION posthorn."+d.table()+" FINALIZE")
+			step = fmt.Sprintf("ALTER TABLE posthorn.deliveries ATTACH PARTITION posthorn.%s FOR VALUES FROM ('%s') TO ('%s')",
+				d.table(), formatUUID(d.firstID()), formatUUID((d + 1).firstID()))
 		}
-		if err != nil && !overtaken(err) {
-			return err
+		if stepErr := s.define(ctx, step); stepErr != nil {
+			if err = stepErr; !overtaken(err) {
+				return err
+			}
 		}
 	}
-	return posthorn.Errorf(posthorn.CodeUnavailable, "the log's partition %s can't be made: %w", d.table(), err)
+	return &posthorn.Error{Code: posthorn.CodeUnavailable, Message: "the log's partition " + d.table() + " can't be made", Err: err}
 }
 
 func (s *Store) partitionState(ctx context.Context, d day) (partitionState, error) {
@@ -171,18 +171,15 @@ func (s *Store) partitionState(ctx context.Context, d day) (partitionState, erro
 func (s *Store) partitionStates(ctx context.Context, pattern string) (map[day]partitionState, error) {
 	states := map[day]partitionState{}
 	err := s.get(ctx, func(b *batch) {
-		b.queue(`SELECT c.relname, c.relispartition, coalesce(i.inhdetachpending, false)
-			FROM pg_catalog.pg_class c LEFT JOIN pg_catalog.pg_inherits i ON i.inhrelid = c.oid
+		b.queue(`SELECT c.relname, c.relispartition FROM pg_catalog.pg_class c
 			WHERE c.relnamespace = (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = $1) AND c.relkind = 'r' AND c.relname LIKE $2`,
 			s.schema, pattern).Query(func(rows pgx.Rows) error {
 			var name string
-			var attached, detaching bool
-			_, err := pgx.ForEachRow(rows, []any{&name, &attached, &detaching}, func() error {
+			var attached bool
+			_, err := pgx.ForEachRow(rows, []any{&name, &attached}, func() error {
 				d, ok := dayOfTable(name)
 				switch {
 				case !ok: // somebody else's
-				case detaching:
-					states[d] = partitionDetaching
 				case attached:
 					states[d] = partitionAttached
 				default:
@@ -210,7 +207,7 @@ func overtaken(err error) bool {
 	return slices.Contains([]string{
 		"23505", "42710", "42P07", // it exists (found out late, or at once)
 		"42P01", "XX000", // it does not exist (found out at once, or late)
-		"42809", "55000", "42P17", // it is a partition already, or none; is being detached; overlaps
-		"40P01", "55P03",
+		"42809", "42P17", // it is a partition already (found out at once, or late)
+		"40P01",
 	}, sqlState(err))
 }

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"sync"
@@ -140,98 +141,186 @@ func TestDroppedPartition(t *testing.T) {
 	}
 }
 
-// TestUnfinishedPartitions has tables in all states in which a node that died can leave them. Whoever needs one makes it a
-// partition, and Prune gets rid of the others; counts follow.
-func TestUnfinishedPartitions(t *testing.T) {
-	for name, leave := range map[string]func(t *testing.T, s *Store, d day){
-		"detached": func(t *testing.T, s *Store, d day) {
-			execute(t, s, "ALTER TABLE posthorn.deliveries DETACH PARTITION posthorn."+d.table())
-		},
-		"detaching": func(t *testing.T, s *Store, d day) {
-			// It waits for whoever uses the log, and is cut off meanwhile.
-			reader := begin(t, s, pgx.ReadCommitted)
-			if _, err := reader.Exec(t.Context(), s.names.replacer.Replace("SELECT FROM posthorn.deliveries")); err != nil {
-				t.Fatal(err)
-			}
-			conn, err := s.pool.Acquire(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer conn.Release()
-			_, err = conn.Exec(t.Context(), "SET lock_timeout = '100ms'")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer conn.Exec(t.Context(), "RESET lock_timeout")
-			if _, err := conn.Exec(t.Context(), s.names.replacer.Replace("ALTER TABLE posthorn.deliveries DETACH PARTITION posthorn."+d.table()+" CONCURRENTLY")); sqlState(err) != "55P03" {
-				t.Fatalf("detaching while someone reads: %v", err)
-			}
-			if err := reader.Rollback(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			url := pgtest.URL(t)
-			s := open(t, url)
-			fresh := func() *Store { return openNode(t, url, Config{Schema: s.schema}) }
-			w, node := newWebhook(t, s), newNode(t, s)
-			deliver(t, s, node, w, newEvent(start), start)
-			leave(t, s, dayAt(start))
-			if got := tables(t, s); !strings.HasPrefix(got, "03-04(") {
-				t.Fatalf("partitions of %s", got)
-			}
+// TestUnfinishedPartition has a table that a node made and died before it was a partition. Whoever needs it attaches it, and
+// Prune drops it when it is old.
+func TestUnfinishedPartition(t *testing.T) {
+	url := pgtest.URL(t)
+	s := open(t, url)
+	fresh := func() *Store { return openNode(t, url, Config{Schema: s.schema}) }
+	leave := func() {
+		execute(t, s, "CREATE TABLE posthorn."+dayAt(start).table()+" (LIKE posthorn.deliveries INCLUDING ALL)")
+		if got := tables(t, s); got != "03-04(1)" {
+			t.Fatalf("partitions of %s", got)
+		}
+	}
+	w, node := newWebhook(t, s), newNode(t, s)
+	leave()
+	deliver(t, fresh(), node, w, newEvent(start), start)
+	if got := tables(t, s); got != "03-04" {
+		t.Fatalf("partitions of %s after a delivery", got)
+	}
+	wantLog(t, s, w, 1)
+	prune(t, s, start.Add(2*oneDay))
 
-			deliver(t, fresh(), node, w, newEvent(start), start.Add(2*oneDay))
-			if got := tables(t, s); got != "03-04" {
-				t.Fatalf("partitions of %s after a delivery", got)
-			}
-			wantLog(t, s, w, 2)
+	leave()
+	prune(t, fresh(), start.Add(-oneDay)) // nothing is old: it becomes what it was meant to be
+	if got := tables(t, s); got != "03-04" {
+		t.Fatalf("partitions of %s after a Prune that it stays in", got)
+	}
+	prune(t, s, start.Add(2*oneDay))
 
-			leave(t, s, dayAt(start))
-			prune(t, fresh(), start) // nothing is old: the table is no partition by mistake
-			if got := tables(t, s); got != "03-04" {
-				t.Fatalf("partitions of %s after a Prune that it stays in", got)
-			}
-			wantLog(t, s, w, 2)
-
-			leave(t, s, dayAt(start))
-			if n := prune(t, fresh(), start.Add(4*oneDay)); n != 4 {
-				t.Fatalf("%d rows pruned", n)
-			}
-			if got := tables(t, s); got != "" {
-				t.Fatalf("partitions of %s in the end", got)
-			}
-			wantLog(t, s, w, 0)
-		})
+	leave()
+	prune(t, fresh(), start.Add(2*oneDay))
+	if got := tables(t, s); got != "" {
+		t.Fatalf("partitions of %s in the end", got)
 	}
 }
 
-// TestDropWhileReading has a reader keep a partition from being detached: Prune leaves it for the next time.
+// TestNeededPartition has an old event that waits in the queue: its day's deliveries go, its partition stays.
+func TestNeededPartition(t *testing.T) {
+	s := open(t, pgtest.URL(t))
+	w, node := newWebhook(t, s), newNode(t, s)
+	deliver(t, s, node, w, newEvent(start), start)
+	waiting := newEvent(start)
+	commitBatch(t, s, posthorn.Batch{Node: node, Events: []posthorn.NewEvent{accepting(waiting, false, w)}})
+	for _, want := range []int{2, 0} {
+		if n := prune(t, s, start.Add(5*oneDay)); n != want {
+			t.Fatalf("%d rows pruned, want %d", n, want)
+		}
+	}
+	if got := tables(t, s); got != "03-04" {
+		t.Fatalf("partitions of %s", got)
+	}
+	wantLog(t, s, w, 0)
+	commitBatch(t, s, posthorn.Batch{Node: node, Results: []posthorn.Result{{Entry: claim(t, s, node, start, 1, w)[0]}}})
+	if n := prune(t, s, start.Add(5*oneDay)); n != 1 {
+		t.Fatalf("%d rows pruned in the end", n)
+	}
+	if got := tables(t, s); got != "" {
+		t.Fatalf("partitions of %s in the end", got)
+	}
+}
+
+// TestDropWhileReading has a reader keep partitions from being dropped: Prune leaves them for the next time, and after a day
+// says so. Meanwhile nobody waits, and everything else is pruned.
 func TestDropWhileReading(t *testing.T) {
 	s := open(t, pgtest.URL(t))
 	w, node := newWebhook(t, s), newNode(t, s)
 	deliver(t, s, node, w, newEvent(start), start)
+	deliver(t, s, node, w, newEvent(start.Add(oneDay)), start.Add(oneDay))
 	reader := begin(t, s, pgx.ReadCommitted)
 	if _, err := reader.Exec(t.Context(), s.names.replacer.Replace("SELECT FROM posthorn.deliveries")); err != nil {
 		t.Fatal(err)
 	}
-	prune(t, s, start.Add(3*oneDay))
-	deliver(t, s, node, w, newEvent(start.Add(3*oneDay)), start.Add(3*oneDay)) // nobody waits for either
-	if got := tables(t, s); got != "03-04(2) 03-07" {
+	prune(t, s, start.Add(oneDay)) // no word of it
+	pruned := make(chan error, 1)
+	go func() {
+		_, err := s.Prune(context.Background(), start.Add(3*oneDay))
+		pruned <- err
+	}()
+	longest := time.Duration(0)
+	for n := 0; ; n++ {
+		began := time.Now()
+		deliver(t, s, node, w, newEvent(start.Add(3*oneDay)), start.Add(3*oneDay))
+		longest = max(longest, time.Since(began))
+		select {
+		case err := <-pruned:
+			wantCode(t, err, posthorn.CodeUnavailable, "deliveries_20260304", "2 days", "lock")
+			wantDiscreet(t, err, "127.0.0.1")
+			t.Logf("%d deliveries meanwhile, of which the longest took %v", n, longest)
+		default:
+			continue
+		}
+		break
+	}
+	if longest > time.Second {
+		t.Errorf("a delivery took %v while a partition was to be dropped", longest)
+	}
+	if got := tables(t, s); got != "03-04 03-05 03-07" {
 		t.Fatalf("partitions of %s while someone reads", got)
+	}
+	if n := number(t, s, "SELECT count(*) FROM posthorn.delivery_counts WHERE NOT folded"); n > 10 {
+		t.Errorf("%d counts were not folded", n)
 	}
 	if err := reader.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if n := prune(t, s, start.Add(3*oneDay)); n != 1 {
+	if n := prune(t, s, start.Add(3*oneDay)); n != 2 {
 		t.Fatalf("%d rows pruned", n)
 	}
 	if got := tables(t, s); got != "03-07" {
 		t.Fatalf("partitions of %s afterwards", got)
 	}
+}
+
+// TestDropWhileVacuuming has a vacuum at work on a partition, which a drop waits for with a lock that is in nobody's way.
+func TestDropWhileVacuuming(t *testing.T) {
+	s := open(t, pgtest.URL(t))
+	w, node := newWebhook(t, s), newNode(t, s)
+	deliver(t, s, node, w, newEvent(start), start)
+	vacuum := begin(t, s, pgx.ReadCommitted)
+	lock := "LOCK TABLE posthorn." + dayAt(start).table() + " IN SHARE UPDATE EXCLUSIVE MODE"
+	if _, err := vacuum.Exec(t.Context(), s.names.replacer.Replace(lock)); err != nil {
+		t.Fatal(err)
+	}
+	pruned := make(chan error, 1)
+	go func() {
+		_, err := s.Prune(context.Background(), start.Add(3*oneDay))
+		pruned <- err
+	}()
+	waitForLock(t, s)
+	began := time.Now()
+	deliver(t, s, node, w, newEvent(start), start.Add(3*oneDay)) // into the same partition
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("a delivery took %v", took)
+	}
+	if err := vacuum.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-pruned; err != nil {
+		t.Fatal(err)
+	}
+	if got := tables(t, s); got != "03-04" { // what was recorded meanwhile stays
+		t.Fatalf("partitions of %s", got)
+	}
+	prune(t, s, start.Add(3*oneDay))
 	wantLog(t, s, w, 1)
+}
+
+// TestPruneDeletedBesideLongTransaction deletes what a webhook left behind while nothing can be removed from the indexes: the
+// last rows cost what the first ones did.
+func TestPruneDeletedBesideLongTransaction(t *testing.T) {
+	s := open(t, pgtest.URL(t))
+	w, node := newWebhook(t, s), newNode(t, s)
+	const n = 5*pruneChunk + 1
+	fill(t, s, n, w)
+	deliver(t, s, node, w, newEvent(start), start)
+	execute(t, s, `INSERT INTO posthorn.deliveries (seq, id, webhook, event, success, delivered_at, run, attempt, status, trigger, event_id,
+			event_type, body, exchange)
+		SELECT nextval('posthorn.delivery_seq'), overlay(d.id::text PLACING lpad(to_hex(g), 12, '0') FROM 25)::uuid, d.webhook, d.event,
+			d.success, d.delivered_at, d.run, d.attempt, d.status, d.trigger, d.event_id, d.event_type, d.body, d.exchange
+		FROM posthorn.deliveries d CROSS JOIN generate_series(2, $1::int) g`, n)
+	begin(t, s, pgx.RepeatableRead).Exec(t.Context(), "SELECT FROM pg_class")
+	if err := s.DeleteWebhook(t.Context(), w.RepoID, w.ID); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.pruneDeleted(t.Context()); err != nil || got != n {
+		t.Fatalf("%d deliveries pruned, %v", got, err)
+	}
+	for _, table := range []string{"queue", "deliveries", "webhooks"} {
+		if left := number(t, s, "SELECT count(*) FROM posthorn."+table); left != 0 {
+			t.Errorf("%d rows left in %s", left, table)
+		}
+	}
+	var seq int64 = 1 << 40
+	first := buffers(t, s, deleteLogged, []any{w.Seq, pruneChunk, int64(0)})
+	last := buffers(t, s, deleteLogged, []any{w.Seq, pruneChunk, seq})
+	queued := []any{w.Seq, pruneChunk, true, start.Add(time.Hour), int64(0), int64(0)}
+	lastQueued := buffers(t, s, deleteQueued, queued)
+	t.Logf("pages from the beginning %d, from the last key %d and %d", first, last, lastQueued)
+	if last > 20 || lastQueued > 20 || first < 50 {
+		t.Errorf("the last statement looks at %d pages of the log and %d of the queue; from the beginning at %d", last, lastQueued, first)
+	}
 }
 
 // TestLostCounts has counts of a day whose partition is gone.

@@ -2,6 +2,8 @@ package postgres
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -22,17 +24,19 @@ func (s *Store) Prune(ctx context.Context, before time.Time) (int, error) {
 	if err := s.makePartitionsAhead(ctx); err != nil {
 		return 0, err
 	}
-	total := 0
-	for _, prune := range []func(context.Context, time.Time) (int, error){
-		s.pruneDeleted, s.pruneDeliveries, s.pruneEvents, s.foldCounts,
-	} {
-		n, err := prune(ctx, before)
-		total += n
-		if err != nil {
-			return total, err
-		}
+	deleted, err := s.pruneDeleted(ctx)
+	if err != nil {
+		return deleted, err
 	}
-	return total, nil
+	events, needed, err := s.pruneEvents(ctx, before)
+	if err != nil {
+		return deleted + events, err
+	}
+	deliveries, err := s.pruneDeliveries(ctx, before, needed)
+	if foldErr := s.foldCounts(ctx); err == nil {
+		err = foldErr
+	}
+	return deleted + events + deliveries, err
 }
 
 func (s *Store) makePartitionsAhead(ctx context.Context) error {
@@ -50,14 +54,16 @@ func (s *Store) makePartitionsAhead(ctx context.Context) error {
 // pruneDeleted removes what deleted webhooks left behind. A webhook's mark stays until its log is gone. What is committed
 // even later, by a node that had not heard of the deletion, is an entry that goes in the next Prune, or a delivery that goes
 // with its day. Leased entries go with their nodes' results.
-func (s *Store) pruneDeleted(ctx context.Context, _ time.Time) (int, error) {
+func (s *Store) pruneDeleted(ctx context.Context) (int, error) {
 	queued, err := s.queuedOfDeleted(ctx)
 	if err != nil {
 		return 0, err
 	}
 	for _, webhook := range queued {
-		if _, err := s.deleteAll(ctx, `DELETE FROM posthorn.queue WHERE ctid = ANY (ARRAY(
-			SELECT ctid FROM posthorn.queue WHERE webhook = $1 AND node IS NULL LIMIT $2 FOR UPDATE SKIP LOCKED))`, webhook); err != nil {
+		var automatic bool
+		var due time.Time
+		var event, run int64
+		if _, err := s.deleteAll(ctx, deleteQueued, webhook, &automatic, &due, &event, &run); err != nil {
 			return 0, err
 		}
 	}
@@ -73,8 +79,8 @@ func (s *Store) pruneDeleted(ctx context.Context, _ time.Time) (int, error) {
 	}
 	total := 0
 	for _, webhook := range deleted {
-		n, err := s.deleteAll(ctx, `DELETE FROM posthorn.deliveries WHERE id = ANY (ARRAY(
-			SELECT id FROM posthorn.deliveries WHERE webhook = $1 ORDER BY seq LIMIT $2))`, webhook)
+		var seq int64
+		n, err := s.deleteAll(ctx, deleteLogged, webhook, &seq)
 		total += n
 		if err != nil {
 			return total, err
@@ -118,78 +124,126 @@ func (s *Store) queuedOfDeleted(ctx context.Context) (gone []int64, err error) {
 	}
 }
 
-// deleteAll repeats a statement, which takes a webhook and a limit, until it finds no more rows.
-func (s *Store) deleteAll(ctx context.Context, statement string, webhook int64) (total int, err error) {
-	for {
+// Each deletes a webhook's rows that come after a key, which begins with $3, up to a number of them. It returns how many went,
+// and the key of the last one, or nothing if there was none.
+const (
+	deleteQueued = `WITH page AS MATERIALIZED (
+			SELECT ctid AS place, automatic, due_at, event, run FROM posthorn.queue
+			WHERE webhook = $1 AND node IS NULL AND (automatic, due_at, event, run) > ($3, $4, $5, $6)
+			ORDER BY automatic, due_at, event, run LIMIT $2 FOR UPDATE SKIP LOCKED
+		), gone AS (
+			DELETE FROM posthorn.queue WHERE ctid = ANY (ARRAY(SELECT place FROM page)) RETURNING 1
+		)
+		SELECT (SELECT count(*) FROM gone), automatic, due_at, event, run FROM page
+		ORDER BY automatic DESC, due_at DESC, event DESC, run DESC LIMIT 1`
+	deleteLogged = `WITH page AS MATERIALIZED (
+			SELECT id, seq FROM posthorn.deliveries WHERE webhook = $1 AND seq > $3 ORDER BY seq LIMIT $2
+		), gone AS (
+			DELETE FROM posthorn.deliveries WHERE id = ANY (ARRAY(SELECT id FROM page)) RETURNING 1
+		)
+		SELECT (SELECT count(*) FROM gone), seq FROM page ORDER BY seq DESC LIMIT 1`
+)
+
+// deleteAll repeats a statement until it finds no more rows. It goes on from the last key: while some session keeps a
+// transaction open, the index still has the rows that went before.
+func (s *Store) deleteAll(ctx context.Context, statement string, webhook int64, key ...any) (total int, err error) {
+	for more := true; more; {
 		n := 0
 		err := s.write(ctx, func(ctx context.Context, t *transaction) error {
 			return t.run(ctx, func(b *batch) {
-				b.queue(statement, webhook, pruneChunk).Exec(rowsAffected(&n))
+				b.queue(statement, append([]any{webhook, pruneChunk}, key...)...).QueryRow(func(row pgx.Row) error {
+					err := row.Scan(append([]any{&n}, key...)...)
+					more = err == nil
+					return found(err, nil)
+				})
 			})
 		})
 		total += n
-		if err != nil || n < pruneChunk {
+		if err != nil {
 			return total, err
+		}
+	}
+	return total, nil
+}
+
+// inQueue is whether the queue needs an event e.
+const inQueue = "(SELECT q.event FROM posthorn.queue q WHERE q.event = e.seq LIMIT 1) IS NOT NULL"
+
+// pruneEvents removes old events that nothing in the queue needs, and returns the days of those that are needed still. Events
+// are numbered nearly in the order of their times: it looks on until a whole chunk has nothing old.
+func (s *Store) pruneEvents(ctx context.Context, before time.Time) (total int, needed map[day]bool, err error) {
+	needed = map[day]bool{}
+	for after := int64(0); ; {
+		old := map[int64]day{} // those that may go
+		anyOld := false
+		last := after
+		err := s.get(ctx, func(b *batch) {
+			b.queue("SELECT e.seq, e.created_at, e.created_at < $1, e.created_at < $1 AND "+inQueue+`
+				FROM posthorn.events e WHERE e.seq > $2 ORDER BY e.seq LIMIT $3`, micros(before), after, pruneChunk,
+			).Query(func(rows pgx.Rows) error {
+				var at time.Time
+				var isOld, isNeeded bool
+				_, err := pgx.ForEachRow(rows, []any{&last, &at, &isOld, &isNeeded}, func() error {
+					anyOld = anyOld || isOld
+					switch {
+					case isNeeded:
+						needed[dayAt(at)] = true
+					case isOld:
+						old[last] = dayAt(at)
+					}
+					return nil
+				})
+				return err
+			})
+		})
+		if err != nil || !anyOld {
+			return total, needed, err
+		}
+		after = last
+		if len(old) == 0 {
+			continue
+		}
+		gone, err := s.deleteEvents(ctx, slices.Sorted(maps.Keys(old)))
+		if err != nil {
+			return total, needed, err
+		}
+		total += len(gone)
+		for _, seq := range gone {
+			delete(old, seq)
+		}
+		for _, d := range old {
+			needed[d] = true
 		}
 	}
 }
 
-// pruneEvents removes old events that nothing in the queue needs. Events are numbered nearly in the order of their times: it
-// looks on until a whole chunk has nothing old.
-func (s *Store) pruneEvents(ctx context.Context, before time.Time) (int, error) {
-	total := 0
-	for after := int64(0); ; {
-		var old []int64
-		last := after
-		n := 0
-		err := s.write(ctx, func(ctx context.Context, t *transaction) error {
-			old, n = nil, 0
-			err := t.run(ctx, func(b *batch) {
-				b.queue("SELECT seq, created_at < $1 FROM posthorn.events WHERE seq > $2 ORDER BY seq LIMIT $3", micros(before), after, pruneChunk).
-					Query(func(rows pgx.Rows) error {
-						isOld := false
-						_, err := pgx.ForEachRow(rows, []any{&last, &isOld}, func() error {
-							if isOld {
-								old = append(old, last)
-							}
-							return nil
-						})
-						return err
-					})
-			})
-			if err != nil || len(old) == 0 {
-				return err
-			}
-			// The lock keeps Enqueue from adding entries from here on; what it has added by now, the next statement sees. An
-			// event that it has locked is left for the next time.
-			const needed = "(SELECT q.event FROM posthorn.queue q WHERE q.event = e.seq LIMIT 1) IS NOT NULL"
-			var locked []int64
-			err = t.run(ctx, func(b *batch) {
-				b.queue("SELECT e.seq FROM posthorn.events e WHERE e.seq = ANY ($1::bigint[]) AND NOT "+needed+" ORDER BY e.seq FOR UPDATE SKIP LOCKED", old).
-					Query(func(rows pgx.Rows) (err error) {
-						locked, err = pgx.CollectRows(rows, pgx.RowTo[int64])
-						return err
-					})
-			})
-			if err != nil || len(locked) == 0 {
-				return err
-			}
-			return t.run(ctx, func(b *batch) {
-				b.queue(`WITH gone AS (
-						DELETE FROM posthorn.events e WHERE e.seq = ANY ($1::bigint[]) AND NOT `+needed+` RETURNING e.repo_id
-					), counted AS (
-						INSERT INTO posthorn.repo_counts (repo_id, events) SELECT repo_id, -count(*) FROM gone GROUP BY repo_id
-					) SELECT count(*) FROM gone`, locked).
-					QueryRow(func(row pgx.Row) error { return row.Scan(&n) })
-			})
-		})
-		if err != nil {
-			return total, err
+// deleteEvents deletes those events that the queue doesn't need, and returns which.
+func (s *Store) deleteEvents(ctx context.Context, seqs []int64) (gone []int64, err error) {
+	collect := func(seqs *[]int64) func(pgx.Rows) error {
+		return func(rows pgx.Rows) (err error) {
+			*seqs, err = pgx.CollectRows(rows, pgx.RowTo[int64])
+			return err
 		}
-		total += n
-		if len(old) == 0 {
-			return total, nil
-		}
-		after = last
 	}
+	err = s.write(ctx, func(ctx context.Context, t *transaction) error {
+		// The lock keeps Enqueue from adding entries from here on; what it has added by now, the next statement sees. An
+		// event that it has locked is left for the next time.
+		var locked []int64
+		gone = nil
+		err := t.run(ctx, func(b *batch) {
+			b.queue(`SELECT e.seq FROM posthorn.events e WHERE e.seq = ANY ($1::bigint[]) AND NOT `+inQueue+`
+				ORDER BY e.seq FOR UPDATE SKIP LOCKED`, seqs).Query(collect(&locked))
+		})
+		if err != nil || len(locked) == 0 {
+			return err
+		}
+		return t.run(ctx, func(b *batch) {
+			b.queue(`WITH gone AS (
+					DELETE FROM posthorn.events e WHERE e.seq = ANY ($1::bigint[]) AND NOT `+inQueue+` RETURNING e.seq, e.repo_id
+				), counted AS (
+					INSERT INTO posthorn.repo_counts (repo_id, events) SELECT repo_id, -count(*) FROM gone GROUP BY repo_id
+				) SELECT seq FROM gone`, locked).Query(collect(&gone))
+		})
+	})
+	return gone, err
 }

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -90,7 +91,9 @@ func (s *Store) Due(ctx context.Context, now time.Time, horizon time.Duration, a
 					if claimable && len(due) < limit {
 						due = append(due, posthorn.DueWebhook{Seq: w.Seq, ID: *id, RepoID: *repoID})
 					}
-					if !slices.ContainsFunc(known, func(l look) bool { return l.webhook == w.Seq }) {
+					_, remembered := slices.BinarySearchFunc(known, w.Seq,
+						func(l look, seq int64) int { return cmp.Compare(l.webhook, seq) })
+					if !remembered {
 						s.lanes.seen(w.Seq, first, clock)
 					}
 					return nil

@@ -10,8 +10,12 @@ import (
 	"github.com/musehub/posthorn"
 )
 
-// releaseChunk is how many entries are freed in one transaction.
-const releaseChunk = 500
+const (
+	// pagesAtOnce is how many pages of the queue one statement reads, so that it has time enough however big the table is.
+	pagesAtOnce = 50_000
+	// releaseChunk is how many entries are freed in one transaction.
+	releaseChunk = 500
+)
 
 // Release implements [posthorn.Store].
 func (s *Store) Release(ctx context.Context, node int64, now time.Time) (int, error) {
@@ -19,14 +23,15 @@ func (s *Store) Release(ctx context.Context, node int64, now time.Time) (int, er
 	var nodes []int64
 	err := s.write(ctx, func(ctx context.Context, t *transaction) error {
 		nodes = nil
-		where, arg := "node = $1", any(node)
+		// FOR UPDATE waits for those who have the node's row locked as their fence, which the UPDATE alone would not. A dead
+		// node whose last transaction is still open must not keep the others from being released.
+		where, arg := "node = $1 FOR UPDATE", any(node)
 		if node == 0 {
-			where, arg = "(ended OR lease_until < $1)", micros(now)
+			where, arg = "ended OR lease_until < $1 ORDER BY node FOR UPDATE SKIP LOCKED", micros(now)
 		}
 		return t.run(ctx, func(b *batch) {
-			// FOR UPDATE waits for those who have the node's row locked as their fence, which the UPDATE alone would not.
 			b.queue(`UPDATE posthorn.nodes SET ended = true
-				WHERE node IN (SELECT node FROM posthorn.nodes WHERE `+where+` ORDER BY node FOR UPDATE) RETURNING node`, arg).
+				WHERE node = ANY (ARRAY(SELECT node FROM posthorn.nodes WHERE `+where+`)) RETURNING node`, arg).
 				Query(func(rows pgx.Rows) error {
 					var node int64
 					_, err := pgx.ForEachRow(rows, []any{&node}, func() error {
@@ -53,33 +58,58 @@ func (s *Store) Release(ctx context.Context, node int64, now time.Time) (int, er
 	return released, nil
 }
 
-// releaseNode frees the entries of a node whose lease has ended, in chunks. The node's row goes last, when no entry is left:
-// whatever interrupts this, the next Release goes on with it. It reports false when another call was faster.
+// releaseNode frees the entries of a node whose lease has ended. Nothing can be leased to it any more, so that one pass over
+// the queue finds them all: until they are freed they stay where they are. The node's row goes last: whatever interrupts this,
+// the next Release goes on with it. It reports false when another call was faster.
 func (s *Store) releaseNode(ctx context.Context, node int64) (bool, error) {
 	for {
-		entries, err := s.leasedTo(ctx, node)
+		file, pages, err := s.queueFile(ctx)
 		if err != nil {
 			return false, err
 		}
-		for chunk := range slices.Chunk(entries, releaseChunk) {
-			if err := s.free(ctx, node, chunk); err != nil {
+		for from := int64(0); from < pages; from += pagesAtOnce {
+			if err := s.releasePages(ctx, node, from); err != nil {
 				return false, err
 			}
 		}
-		var removed, left int
-		err = s.write(ctx, func(ctx context.Context, t *transaction) error {
-			return t.run(ctx, func(b *batch) {
-				// Others may be freeing entries at this moment. They see the row as long as there are any.
-				b.queue(`WITH left_over AS (SELECT count(*) AS n FROM (SELECT FROM posthorn.queue WHERE node = $1 LIMIT 1) q),
-					gone AS (DELETE FROM posthorn.nodes WHERE node = $1 AND (SELECT n FROM left_over) = 0 RETURNING node)
-					SELECT (SELECT count(*) FROM gone), (SELECT n FROM left_over)`, node).
-					QueryRow(func(row pgx.Row) error { return row.Scan(&removed, &left) })
-			})
-		})
-		if err != nil || left == 0 {
-			return removed == 1, err
+		// Whoever has rewritten the table meanwhile (VACUUM FULL, pg_repack) has moved them all.
+		if now, _, err := s.queueFile(ctx); err != nil {
+			return false, err
+		} else if now == file {
+			break
 		}
 	}
+	removed := 0
+	err := s.write(ctx, func(ctx context.Context, t *transaction) error {
+		return t.run(ctx, func(b *batch) {
+			b.queue("DELETE FROM posthorn.nodes WHERE node = $1", node).Exec(rowsAffected(&removed))
+		})
+	})
+	return removed == 1, err
+}
+
+// queueFile returns which file the queue's table is in, and how many pages that has.
+func (s *Store) queueFile(ctx context.Context) (file uint32, pages int64, err error) {
+	err = s.get(ctx, func(b *batch) {
+		b.queue(`SELECT pg_catalog.pg_relation_filenode('posthorn.queue'),
+			pg_catalog.pg_relation_size('posthorn.queue') / current_setting('block_size')::bigint`).
+			QueryRow(func(row pgx.Row) error { return row.Scan(&file, &pages) })
+	})
+	return file, pages, err
+}
+
+// releasePages frees the entries of a node that are in some pages, in chunks.
+func (s *Store) releasePages(ctx context.Context, node, from int64) error {
+	entries, err := s.leasedTo(ctx, node, from)
+	if err != nil {
+		return err
+	}
+	for chunk := range slices.Chunk(entries, releaseChunk) {
+		if err := s.free(ctx, node, chunk); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // leasedEntry is an entry of a node that is to be freed.
@@ -91,17 +121,18 @@ type leasedEntry struct {
 	delivery            pgtype.UUID // the id of its attempt
 }
 
-// leasedTo returns all entries of a node. It reads the whole queue, for which no index is needed that every lease would have
-// to keep up. A node has no more of them than fit into its memory.
-func (s *Store) leasedTo(ctx context.Context, node int64) (entries []leasedEntry, err error) {
+// selectLeased reads a part of the table itself: there is no index by node, which every lease would have to keep up.
+const selectLeased = `SELECT q.event, q.webhook, q.run, q.attempt, q.due_at, e.id, e.repo_id, e.created_at, w.id
+	FROM (SELECT * FROM posthorn.queue WHERE node = $1 AND ctid >= format('(%s,0)', $2::bigint)::tid
+		AND ctid < format('(%s,0)', $2::bigint + $3::bigint)::tid OFFSET 0) q
+	LEFT JOIN LATERAL (SELECT * FROM posthorn.events WHERE seq = q.event OFFSET 0) e ON true
+	LEFT JOIN LATERAL (SELECT * FROM posthorn.webhooks WHERE seq = q.webhook AND NOT deleted OFFSET 0) w ON true
+	ORDER BY q.event, q.webhook, q.run`
+
+// leasedTo returns the entries of a node that are in some pages.
+func (s *Store) leasedTo(ctx context.Context, node, from int64) (entries []leasedEntry, err error) {
 	err = s.get(ctx, func(b *batch) {
-		b.queue("SELECT set_config('enable_seqscan', 'on', true)")
-		b.queue(`SELECT q.event, q.webhook, q.run, q.attempt, q.due_at, e.id, e.repo_id, e.created_at, w.id
-			FROM (SELECT * FROM posthorn.queue WHERE node = $1 OFFSET 0) q
-			LEFT JOIN LATERAL (SELECT * FROM posthorn.events WHERE seq = q.event OFFSET 0) e ON true
-			LEFT JOIN LATERAL (SELECT * FROM posthorn.webhooks WHERE seq = q.webhook AND NOT deleted OFFSET 0) w ON true
-			ORDER BY q.event, q.webhook, q.run`, node,
-		).Query(func(rows pgx.Rows) error {
+		b.queue(selectLeased, node, from, pagesAtOnce).Query(func(rows pgx.Rows) error {
 			var e leasedEntry
 			var eventID, repoID, webhookID *string
 			var createdAt *time.Time

@@ -45,7 +45,11 @@ type results struct {
 	bodies     [][]byte
 	exchanges  []string
 
-	seqs []int64 // by the indexes of results; zero: not logged
+	seqs  []int64 // by the indexes of results; zero: not logged
+	entry []int   // by the indexes of results: where in entries theirs stands
+	// otherwise is set when the log had a delivery already, of a node that had the entry before, and says that the entry goes on
+	// in another way than its result does. The entry's columns are set to that: the transaction has to start anew.
+	otherwise bool
 }
 
 func encodeResults(given []posthorn.Result) (*results, error) {
@@ -110,9 +114,11 @@ type entryKey struct {
 func (r *results) addEntries() {
 	order := make([]int, 0, len(r.results))
 	seen := make(map[entryKey]bool, len(r.results))
+	r.entry = make([]int, len(r.results))
 	for i := range r.results {
 		e := r.results[i].Entry
 		k := entryKey{e.Event.Seq, e.WebhookSeq, e.Run, e.Attempt, e.DueAt.UnixMicro()}
+		r.entry[i] = -1
 		if !seen[k] {
 			seen[k] = true
 			order = append(order, i)
@@ -122,7 +128,8 @@ func (r *results) addEntries() {
 		a, b := r.results[i].Entry, r.results[j].Entry
 		return cmp.Or(cmp.Compare(a.Event.Seq, b.Event.Seq), cmp.Compare(a.WebhookSeq, b.WebhookSeq), cmp.Compare(a.Run, b.Run))
 	})
-	for _, i := range order {
+	for at, i := range order {
+		r.entry[i] = at
 		result := &r.results[i]
 		e := result.Entry
 		next := e.Attempt
@@ -147,7 +154,10 @@ func orNull(t time.Time) *time.Time {
 	return &t
 }
 
-func (r *results) reset() { r.seqs = make([]int64, len(r.results)) }
+func (r *results) reset() {
+	r.seqs = make([]int64, len(r.results))
+	r.otherwise = false
+}
 
 // settleEntries takes the entries that the node holds from the queue, and puts those that are due again back, free. The
 // rows are addressed by their place, because any other way to join them leaves the planner a choice.
@@ -235,17 +245,31 @@ func (r *results) find(q *batch) {
 	if missing == nil {
 		return
 	}
-	q.queue(`SELECT g.n, d.seq FROM unnest($1::uuid[], $2::bigint[]) WITH ORDINALITY AS g (id, webhook, n)
-		CROSS JOIN LATERAL (SELECT d.seq FROM posthorn.deliveries d WHERE d.id = g.id OFFSET 0) d
+	q.queue(`SELECT g.n, d.seq, d.next_attempt_at FROM unnest($1::uuid[], $2::bigint[]) WITH ORDINALITY AS g (id, webhook, n)
+		CROSS JOIN LATERAL (SELECT d.seq, d.next_attempt_at FROM posthorn.deliveries d WHERE d.id = g.id OFFSET 0) d
 		CROSS JOIN LATERAL (SELECT FROM posthorn.webhooks w WHERE w.seq = g.webhook AND NOT w.deleted OFFSET 0) w`, missing, webhooks,
 	).Query(func(rows pgx.Rows) error {
 		var n, seq int64
-		_, err := pgx.ForEachRow(rows, []any{&n, &seq}, func() error {
-			r.seqs[indexes[n-1]] = seq
+		var next *time.Time
+		_, err := pgx.ForEachRow(rows, []any{&n, &seq, &next}, func() error {
+			i := indexes[n-1]
+			r.seqs[i] = seq
+			if at := r.entry[i]; at >= 0 && !sameTime(r.entries.retry[at], next) {
+				r.otherwise = true
+				r.entries.retry[at] = nil
+				if next != nil {
+					due := *next
+					r.entries.retry[at] = &due
+				}
+			}
 			return nil
 		})
 		return err
 	})
+}
+
+func sameTime(a, b *time.Time) bool {
+	return a == nil && b == nil || a != nil && b != nil && a.Equal(*b)
 }
 
 // tell sets the numbers of the deliveries that are in the log now.

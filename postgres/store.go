@@ -10,8 +10,9 @@
 // # Schema and migrations
 //
 // The tables are in a schema of their own, "posthorn" unless [Config.Schema] says otherwise, so they can be in a host's
-// database. [Migrate] makes and changes them, [Status] tells what there is to do, and [Open] only checks. It takes the schema
-// of the version before, too: for an upgrade, replace the nodes one after the other, and then migrate.
+// database. [Migrate] makes and changes them, [Status] tells what there is to do, and [Open] only checks. A version works on
+// its own schema and on the one a single migration behind. So for an upgrade the nodes come first, one after the other, and
+// then the migration: an older version does not start on a newer schema.
 //
 // The role needs USAGE and CREATE on the schema, and must own the tables: a node makes and drops the log's partitions, one
 // for each day of events. The database's encoding must be UTF8.
@@ -21,7 +22,8 @@
 // Every process that opens a store and starts a [posthorn.Dispatcher] on it is a node. Any of them takes events for all; each
 // delivers what it accepted, and takes over what others can't: because they have no room for it, or because their lease ran
 // out. They need no address of each other, only the same database, and go by its clock. Each takes up to
-// [Config.MaxConns] connections and one more.
+// [Config.MaxConns] connections and one more, to listen on. A node that can't listen, because a pooler is between or no
+// connection is left, just finds by asking what others wrote, within a second or two.
 //
 // # Transactions of the host
 //
@@ -32,6 +34,14 @@
 //	receipt, err := d.DispatchTx(ctx, store.Tx(tx), event)
 //	err = tx.Commit(ctx) // from here on it will be delivered
 //
+// Keep such transactions short. Whoever dispatches the same event while one is open waits for it, and gives up after some
+// seconds with [posthorn.CodeUnavailable].
+//
+// # Errors
+//
+// The message of an error is for anyone, also over the network. Which server and database it is about, and what the driver
+// said, is in its cause and in the log.
+//
 // # Durability
 //
 // A commit has been flushed to disk when it returns: where synchronous_commit is off, the store's transactions turn it on.
@@ -40,20 +50,22 @@
 //
 // # Transactions that stay open
 //
-// While any session of the server keeps a transaction open for long, rows that were deleted since then can't be removed. The
-// queue's table and indexes grow meanwhile by what passes through them. The store gets past that (it remembers up to where it
-// has claimed), but the disk does not: watch for old transactions (xact_start in pg_stat_activity), prepared ones and
-// replication slots, and for n_dead_tup of the table queue in pg_stat_user_tables.
+// While any session of the same database holds a snapshot for long, or any transaction of any database of the server that has
+// written something stays open, rows that were deleted since then can't be removed. The queue's table and indexes grow
+// meanwhile by what passes through them. The store gets past that (it remembers up to where it has claimed), but the disk does
+// not: watch for old transactions (xact_start in pg_stat_activity), prepared ones and replication slots, and for n_dead_tup of
+// the table queue in pg_stat_user_tables. The table doesn't shrink by itself afterwards: VACUUM FULL does it, with the nodes
+// stopped. And as long as a transaction uses the log, no day of it can be dropped; [Store.Prune] fails when one is overdue.
 //
 // # Poolers
 //
 // Through PgBouncer in transaction mode, with default_query_exec_mode=exec in the URL if it keeps no prepared statements,
-// everything works but [Store.Listen] and [Migrate]. They need a direct connection. A node that can't listen finds what
-// others wrote by asking, within a second.
+// everything works but [Store.Listen] and [Migrate]. They need a direct connection.
 package postgres
 
 import (
 	"context"
+	"errors"
 	"strconv"
 	"strings"
 	"time"
@@ -112,7 +124,7 @@ func (s *Store) check(ctx context.Context) error {
 	}
 	defer conn.Release()
 	if err := checkServer(conn.Conn().PgConn().ParameterStatus); err != nil {
-		return posthorn.Errorf(posthorn.CodeUnavailable, "%s can't be used: %w", s, err)
+		return s.failed(posthorn.CodeUnavailable, "can't be used", err)
 	}
 	has, err := schemaVersion(bounded, conn.Conn(), s.names)
 	if err != nil {
@@ -122,10 +134,13 @@ func (s *Store) check(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return checkVersion(s.schema, has, newest)
+	if err := checkVersion(s.schema, has, newest); err != nil {
+		return s.failed(posthorn.CodeUnavailable, "can't be used", err)
+	}
+	return nil
 }
 
-// oldestServer is the major version from which on partitions can be detached without locking the log.
+// oldestServer is the major version from which on a range of a table's pages can be read without the others (see Release).
 const oldestServer = 14
 
 // checkServer judges by what the server says of itself. A pooler may say nothing.
@@ -149,7 +164,7 @@ func (s *Store) Close() error {
 }
 
 func (s *Store) errClosed() error {
-	return posthorn.Errorf(posthorn.CodeUnavailable, "the store on %s is closed", s)
+	return &posthorn.Error{Code: posthorn.CodeUnavailable, Message: "the store is closed", Err: errors.New(s.String())}
 }
 
 // Now implements [posthorn.Store].

@@ -12,10 +12,11 @@ import (
 )
 
 // Tx makes a transaction of the host's one that events can be accepted in, so that they are sent if and only if it commits.
-// It must be on the store's own database, with whatever role and search_path; the role needs USAGE on the schema and its
-// sequences, and SELECT and INSERT on its tables. The event is as durable as the host's setting synchronous_commit makes it.
-// In a transaction that is REPEATABLE READ or SERIALIZABLE, two of the same event at a time are a serialization failure,
-// which the host knows how to take: it makes the transaction again.
+// It must be on the store's own database, with whatever role and search_path; the role needs USAGE on the schema and on the
+// sequence event_seq, SELECT on events and on the columns seq and deleted of webhooks, and INSERT on events, queue and
+// repo_counts. Keep it short: who dispatches the same event meanwhile waits for it, and soon gives up. The event is as durable
+// as the host's setting synchronous_commit makes it. In a transaction that is REPEATABLE READ or SERIALIZABLE, two of the same
+// event at a time are a serialization failure, which the host knows how to take: it makes the transaction again.
 func (s *Store) Tx(tx pgx.Tx) posthorn.Tx {
 	return hostTx{s, func(ctx context.Context, sql string, args ...any) scanner { return tx.QueryRow(ctx, sql, args...) }}
 }
@@ -78,6 +79,9 @@ func (h hostTx) accept(ctx context.Context, n posthorn.NewEvent) (*outcome, erro
 	o.duplicate = true
 	err = h.queryRow(ctx, h.store.names.sql(`SELECT seq, deliveries, type = $3::text AND payload = $4::bytea
 		FROM posthorn.events WHERE id = $1::text AND repo_id = $2::text`), e.ID, e.RepoID, e.Type, payload).Scan(&o.seq, &o.deliveries, &o.same)
+	if errors.Is(err, pgx.ErrNoRows) || errors.Is(err, sql.ErrNoRows) {
+		return nil, posthorn.Errorf(posthorn.CodeUnavailable, "the first event of this ID was pruned at this moment; dispatch it again")
+	}
 	return &o, err
 }
 

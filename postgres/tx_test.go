@@ -1,7 +1,11 @@
 package postgres
 
 import (
+	"context"
+	"database/sql"
+	"fmt"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/musehub/posthorn"
@@ -76,6 +80,51 @@ func TestTxSerializable(t *testing.T) {
 	a, err := s.Tx(third).Accept(t.Context(), accepting(&again, false, w))
 	if err != nil || !a.Duplicate || again.Seq != e.Seq {
 		t.Fatalf("made again: %+v, %v", a, err)
+	}
+}
+
+// TestTxRole has a host whose role may do no more than docs/postgres.md grants it.
+func TestTxRole(t *testing.T) {
+	s := open(t, pgtest.URL(t))
+	w := newWebhook(t, s)
+	role := fmt.Sprintf("shop_%d", time.Now().UnixNano())
+	execute(t, s, "CREATE ROLE "+role)
+	t.Cleanup(func() {
+		for _, sql := range []string{"DROP OWNED BY " + role, "DROP ROLE " + role} {
+			if _, err := s.pool.Exec(context.Background(), sql); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	if _, err := s.pool.Exec(t.Context(), "GRANT USAGE ON SCHEMA "+s.names.quoted+" TO "+role); err != nil {
+		t.Fatal(err)
+	}
+	for _, grant := range []string{
+		"USAGE ON SEQUENCE posthorn.event_seq", "SELECT (seq, deleted) ON posthorn.webhooks", "SELECT ON posthorn.events",
+		"INSERT ON posthorn.events", "INSERT ON posthorn.queue", "INSERT ON posthorn.repo_counts",
+	} {
+		execute(t, s, "GRANT "+grant+" TO "+role)
+	}
+	tx := begin(t, s, pgx.ReadCommitted)
+	if _, err := tx.Exec(t.Context(), "SET LOCAL ROLE "+role); err != nil {
+		t.Fatal(err)
+	}
+	e := newEvent(start)
+	for _, duplicate := range []bool{false, true} {
+		a, err := s.Tx(tx).Accept(t.Context(), accepting(e, false, w))
+		if err != nil || a.Err != nil || a.Duplicate != duplicate {
+			t.Fatalf("%+v, %v", a, err)
+		}
+	}
+}
+
+// TestTxPruned has an event that is there for the first statement and gone for the second.
+func TestTxPruned(t *testing.T) {
+	s := open(t, pgtest.URL(t))
+	for _, none := range []error{pgx.ErrNoRows, sql.ErrNoRows} {
+		tx := hostTx{s, func(context.Context, string, ...any) scanner { return errorScanner{none} }}
+		_, err := tx.Accept(t.Context(), accepting(newEvent(start), false))
+		wantCode(t, err, posthorn.CodeUnavailable, "again")
 	}
 }
 
