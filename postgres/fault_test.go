@@ -134,14 +134,21 @@ func TestVanishedNode(t *testing.T) {
 	s := open(t, pgtest.URL(t))
 	err := s.write(t.Context(), func(ctx context.Context, tx *transaction) error {
 		var limit string
+		var backend int
 		err := tx.run(ctx, func(b *batch) {
-			b.queue("SELECT current_setting('idle_in_transaction_session_timeout')").QueryRow(func(row pgx.Row) error { return row.Scan(&limit) })
+			b.queue("SELECT current_setting('idle_in_transaction_session_timeout'), pg_backend_pid()").
+				QueryRow(func(row pgx.Row) error { return row.Scan(&limit, &backend) })
 			b.queue("SELECT set_config('idle_in_transaction_session_timeout', '50ms', true)")
 		})
 		if err != nil || limit != "30s" {
 			t.Errorf("the limit is %s, %v", limit, err)
 		}
-		time.Sleep(500 * time.Millisecond)
+		for left := 1; left > 0; {
+			row := s.pool.QueryRow(ctx, "SELECT count(*) FROM pg_stat_activity WHERE pid = $1", backend)
+			if err := row.Scan(&left); err != nil {
+				return err
+			}
+		}
 		return tx.run(ctx, func(b *batch) { b.queue("SELECT 1") })
 	})
 	wantCode(t, err, posthorn.CodeUnavailable)
