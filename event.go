@@ -59,8 +59,9 @@ type EventQuery struct {
 // fsynced, and every webhook of the repo that is active and subscribed gets it at least once.
 //
 // CodeInvalid with the field at fault, CodeTooLarge for the payload, CodeConflict for an ID that another event of the repo
-// has, CodeUnavailable when the store can't be written, or before Start and after Stop. An error of ctx leaves open
-// whether the event was accepted; dispatching it again under the same ID settles it.
+// has, CodeUnavailable when the store can't be written, or before Start and after Stop. CodeUncertain, where the store was
+// lost in the middle of a commit, and an error of ctx leave open whether the event was accepted; dispatching it again under
+// the same ID settles it.
 func (d *Dispatcher) Dispatch(ctx context.Context, e Event) (Receipt, error) {
 	event, err := d.prepare(ctx, e)
 	if err != nil {
@@ -84,8 +85,8 @@ func (d *Dispatcher) Dispatch(ctx context.Context, e Event) (Receipt, error) {
 //
 // It works without Start, too, in a process that leaves delivering to others. The errors are those of [Dispatcher.Dispatch];
 // after one of CodeUnavailable, CodeUncertain or CodeInternal the transaction should be rolled back. Events accepted in
-// transactions go out in the order of these calls, as far as they have committed by then, and are not ordered with those of
-// Dispatch.
+// transactions are claimed in the order of these calls, as far as they have committed by then. They are not ordered with those
+// of Dispatch, nor between the nodes that claim them.
 func (d *Dispatcher) DispatchTx(ctx context.Context, tx Tx, e Event) (Receipt, error) {
 	event, err := d.prepare(ctx, e)
 	if err != nil {

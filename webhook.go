@@ -108,7 +108,8 @@ const (
 	MaxPageBytes = 8 << 20
 )
 
-// CreateWebhook registers a webhook. It is active, and gets the events dispatched from then on.
+// CreateWebhook registers a webhook. It is active, and gets the events dispatched from then on; of those dispatched at other
+// nodes, all but for the first second.
 //
 // CodeInvalid with the field at fault: an event type that doesn't exist, a URL that can never be delivered to.
 func (d *Dispatcher) CreateWebhook(ctx context.Context, n NewWebhook) (Webhook, error) {
@@ -136,7 +137,8 @@ func (d *Dispatcher) CreateWebhook(ctx context.Context, n NewWebhook) (Webhook, 
 }
 
 // UpdateWebhook changes a webhook. Once it has returned, nothing more is sent to an old URL, with an old secret (but for
-// the overlap), or to a webhook made inactive, except what was on the wire already.
+// the overlap), or to a webhook made inactive, except what was on the wire already, and what other nodes send within the
+// second in which they hear of it.
 func (d *Dispatcher) UpdateWebhook(ctx context.Context, repoID, id string, p WebhookPatch) (Webhook, error) {
 	if err := d.checkRepo(ctx, repoID); err != nil {
 		return Webhook{}, err
@@ -199,7 +201,7 @@ func (d *Dispatcher) patch(w *Webhook, p WebhookPatch) error {
 }
 
 // DeleteWebhook deletes a webhook with its queue entries and deliveries. Once it has returned, nothing more is sent to it,
-// except what was on the wire already.
+// except what was on the wire already, and what other nodes send within the second in which they hear of it.
 func (d *Dispatcher) DeleteWebhook(ctx context.Context, repoID, id string) error {
 	w, err := d.Webhook(ctx, repoID, id)
 	if err != nil {
