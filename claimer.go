@@ -291,7 +291,7 @@ func (s *scheduler) claimed(plan []planned, node int64, entries []*Entry, maxByt
 		case q.wanted || q.spills != p.spills: // something was committed meanwhile
 			s.want(q)
 		default: // there is no more, but for what is being committed, and what another node was just looking at
-			q.spilled = q.spilling > 0
+			q.spilled = q.spilling > 0 || s.dropped
 		}
 		s.settle(q)
 	}

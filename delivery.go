@@ -146,6 +146,10 @@ func (d *Dispatcher) Redeliver(ctx context.Context, repoID, webhookID, deliveryI
 		default:
 			d.leaseFailed("enqueue a redelivery", err)
 		}
+		if isUncertain(err) {
+			return nil, &Error{Code: CodeUncertain, Err: err, Message: "the store was lost in the middle of a commit, so it may be " +
+				"sent again or not: look at the log before asking once more"}
+		}
 		return nil, notNow(err)
 	}
 	d.sched.enqueued(e, node)
@@ -170,6 +174,9 @@ func (r *Redelivery) Wait(ctx context.Context) (Delivery, error) {
 		delivery, err := r.look(ctx)
 		if err != nil || !delivery.DeliveredAt.IsZero() {
 			return delivery, err
+		}
+		if r.d.state.Load() == stateStopped {
+			return Delivery{}, errNoEnd
 		}
 		select {
 		case delivery, ok := <-end:

@@ -18,6 +18,8 @@ const (
 	// has run out, others take its entries over.
 	leaseFor   = 30 * time.Second
 	pruneEvery = time.Minute
+	// releaseTimeout is how long it may take to free the entries of dead nodes, before it is tried again.
+	releaseTimeout = 5 * time.Minute
 	// changesEvery is how often the store is asked for changes that other nodes made to webhooks.
 	changesEvery = 500 * time.Millisecond
 	// lastWords is for how long a stopping node tries to write what is left, whatever its context says.
@@ -44,10 +46,12 @@ type Dispatcher struct {
 	claims        *claimer
 	clock         *clock
 	node          atomic.Int64
-	given         []int64       // nodes that this one has been, and whose entries it has yet to free; keepLease's
 	uncertain     atomic.Bool   // something may have been leased to the node of which it doesn't know
 	lost          chan struct{} // the store says that the lease was released, or it is uncertain
 	changed       chan struct{} // webhooks may have changed
+	release       chan struct{} // there may be entries of dead nodes to free
+	givenMu       sync.Mutex
+	given         []int64 // nodes that this one has been, and whose entries it has yet to free
 
 	lifecycle              sync.Mutex // held by Start and Stop
 	state                  atomic.Int32
@@ -113,6 +117,7 @@ func New(store Store, cfg Config) (*Dispatcher, error) {
 		subscriptions: newSubscriptions(store, box, clock.now),
 		lost:          make(chan struct{}, 1),
 		changed:       make(chan struct{}, 1),
+		release:       make(chan struct{}, 1),
 		background:    newStoppable(),
 		committing:    newStoppable(),
 	}
@@ -148,8 +153,12 @@ func (d *Dispatcher) Start(ctx context.Context) error {
 	if err := d.join(ctx); err != nil {
 		return err
 	}
+	if err := d.takeOver(ctx, leaseFor/3); err != nil {
+		d.storeFailed("free the entries of dead nodes", err) // it is tried again
+	}
 	d.committing.run(d.commits.run)
 	d.background.run(d.keepLease)
+	d.background.run(d.keepTakingOver)
 	d.claims.sweep(context.WithoutCancel(ctx)) // before new events can overtake what is in the store
 	d.background.run(d.claims.run)
 	d.background.run(d.followChanges)
@@ -195,7 +204,8 @@ func (d *Dispatcher) Stop(ctx context.Context) error {
 	<-finished // by now every event on its way in has its answer
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWords)
 	defer cancel()
-	if _, releaseErr := d.store.Release(last, d.node.Load(), d.clock.now()); releaseErr != nil {
+	d.give(d.node.Load())
+	if releaseErr := d.releaseGiven(last); releaseErr != nil {
 		err = errors.Join(err, releaseErr) // the lease runs out by itself
 	}
 	d.waits.cancel(0)
@@ -219,17 +229,12 @@ func (d *Dispatcher) Ready() error {
 	return nil
 }
 
-// join gets a lease, and then releases those that ran out.
+// join gets a lease as a new node.
 func (d *Dispatcher) join(ctx context.Context) error {
 	if err := d.clock.set(ctx, d.store); err != nil {
 		return err
 	}
-	if err := d.lease(ctx, 0); err != nil {
-		return err
-	}
-	_, err := d.store.Release(ctx, 0, d.clock.now())
-	wake(d.claims.sweepNow)
-	return err
+	return d.lease(ctx, 0)
 }
 
 // lease gets a lease, or renews a node's.
@@ -240,11 +245,11 @@ func (d *Dispatcher) lease(ctx context.Context, node int64) error {
 		return err
 	}
 	d.sched.lease(node, until)
-	d.node.Store(node) // who still reads the old one is refused by the store
+	d.node.Store(node) // what is leased to an old one meanwhile is refused, or freed with it
 	return nil
 }
 
-// keepLease renews the node's lease, releases those of dead nodes, and joins anew when the node itself was taken for dead.
+// keepLease renews the node's lease, and joins anew when the node itself was taken for dead.
 func (d *Dispatcher) keepLease(ctx context.Context) {
 	tick := time.NewTicker(leaseFor / 3)
 	defer tick.Stop()
@@ -281,16 +286,14 @@ func (d *Dispatcher) renew(ctx context.Context) error {
 	case ErrorCode(err) == CodeConflict:
 		d.log.Warn("the node's lease ran out and others took its entries over; it goes on as a new node", "lease", leaseFor.String())
 		d.sched.drop()
-		return d.join(ctx)
+		if err := d.join(ctx); err != nil {
+			return err
+		}
 	case err != nil:
 		return err
 	}
-	n, err := d.store.Release(ctx, 0, d.clock.now())
-	if n > 0 {
-		d.log.Info("took over the entries of dead nodes", "nodes", n)
-		wake(d.claims.sweepNow)
-	}
-	return errors.Join(err, d.releaseGiven(ctx))
+	wake(d.release)
+	return nil
 }
 
 // rejoin frees all that is leased to the node, and goes on as a new one: the store was lost in the middle of a commit, and
@@ -304,28 +307,75 @@ func (d *Dispatcher) rejoin(ctx context.Context) error {
 			return err
 		}
 	}
-	if !slices.Contains(d.given, old) {
-		d.given = append(d.given, old)
-	}
+	d.give(old)
 	d.uncertain.Store(false) // from here on it is about the new node
 	if err := d.join(ctx); err != nil {
 		d.uncertain.Store(true)
 		return err
 	}
 	d.log.Warn("a write of which nobody knows whether it was done: the node gave up its lease and goes on as a new one")
-	return d.releaseGiven(ctx)
+	wake(d.release)
+	return nil
+}
+
+// keepTakingOver frees the entries of dead nodes after each renewal of the lease. That doesn't wait for it: to free many may
+// take longer than a lease lasts.
+func (d *Dispatcher) keepTakingOver(ctx context.Context) {
+	for retry := (<-chan time.Time)(nil); ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.release:
+		case <-retry:
+		}
+		retry = nil
+		if err := d.takeOver(ctx, releaseTimeout); err != nil && ctx.Err() == nil {
+			d.storeFailed("free the entries of dead nodes", err)
+			retry = time.After(storeRetry)
+		}
+	}
+}
+
+// takeOver frees the entries of the nodes that this one has been, and of dead ones.
+func (d *Dispatcher) takeOver(ctx context.Context, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	given := d.releaseGiven(ctx)
+	n, err := d.store.Release(ctx, 0, d.clock.now())
+	if n > 0 {
+		d.log.Info("took over the entries of dead nodes", "nodes", n)
+		wake(d.claims.sweepNow)
+	}
+	return errors.Join(given, err)
+}
+
+// give notes a node that this one has been.
+func (d *Dispatcher) give(node int64) {
+	d.givenMu.Lock()
+	defer d.givenMu.Unlock()
+	if !slices.Contains(d.given, node) {
+		d.given = append(d.given, node)
+	}
 }
 
 // releaseGiven frees the entries of the nodes that this one has been. If it can't, their leases run out.
 func (d *Dispatcher) releaseGiven(ctx context.Context) error {
-	for len(d.given) > 0 {
-		if _, err := d.store.Release(ctx, d.given[0], d.clock.now()); err != nil {
+	for {
+		d.givenMu.Lock()
+		given := d.given
+		d.givenMu.Unlock()
+		if len(given) == 0 {
+			d.sched.released()
+			return nil
+		}
+		if _, err := d.store.Release(ctx, given[0], d.clock.now()); err != nil {
 			return err
 		}
-		d.given = d.given[1:]
+		d.givenMu.Lock()
+		d.given = slices.DeleteFunc(slices.Clone(d.given), func(node int64) bool { return node == given[0] })
+		d.givenMu.Unlock()
 		wake(d.claims.sweepNow)
 	}
-	return nil
 }
 
 // followChanges makes changes of webhooks effective that other nodes made.
@@ -459,19 +509,19 @@ func (c *clock) set(ctx context.Context, store Store) error {
 		return err
 	}
 	answered := time.Now()
-	if old := c.reading.Load(); old != nil { // an answer that took longer than the last one would put the clock back
-		if ahead := c.now().Sub(t); ahead > 0 && ahead <= maxAhead {
-			return nil
-		}
+	if old := c.reading.Load(); old != nil && c.now().After(t) && old.time(asked).Sub(t) <= maxAhead {
+		return nil // this answer took longer than the last one, and would put the clock back
 	}
 	c.reading.Store(&clockReading{t, answered, answered.Sub(asked)})
 	return nil
 }
 
 // now is the time as stores keep it: UTC, to the microsecond.
-func (c *clock) now() time.Time {
-	r := c.reading.Load()
-	return r.store.Add(time.Since(r.at)).UTC().Truncate(time.Microsecond)
+func (c *clock) now() time.Time { return c.reading.Load().time(time.Now()) }
+
+// time is the store's time at one of the node's.
+func (r *clockReading) time(node time.Time) time.Time {
+	return r.store.Add(node.Sub(r.at)).UTC().Truncate(time.Microsecond)
 }
 
 // slack is how far the clocks of two nodes may be apart.

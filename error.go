@@ -51,7 +51,7 @@ func (e *Error) Public() string {
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Errorf returns an [*Error] with the given code. A %w verb names the cause, as with [fmt.Errorf].
+// Errorf returns an [*Error] with the given code. A %w verb names the cause, as with [fmt.Errorf], and makes its text public.
 func Errorf(code Code, format string, args ...any) error {
 	err := fmt.Errorf(format, args...)
 	return &Error{Code: code, Message: err.Error(), Err: errors.Unwrap(err)}

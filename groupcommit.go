@@ -43,6 +43,7 @@ type groupCommit struct {
 	mu     sync.Mutex
 	events []*acceptance
 	bytes  int  // of the events' payloads
+	alone  bool // results are to be tried without events, one of which may be at fault
 	ended  bool // nobody commits any more
 	// results are those that wait to be committed; the scheduler's limit of unrecorded ones bounds them.
 	results []Result
@@ -224,6 +225,7 @@ func (g *groupCommit) commit() (more bool, err error) {
 	if err != nil {
 		g.mu.Lock()
 		g.results = append(results, g.results...)
+		g.alone = len(results) > 0 && len(events) > 0
 		g.mu.Unlock()
 		g.failed("commit events and results", err)
 		for _, a := range events {
@@ -253,7 +255,9 @@ func (g *groupCommit) take() (events []*acceptance, results []Result, more bool)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	n, bytes := 0, 0
-	for n < len(g.events) && n < maxBatchEvents && bytes < maxBatchBytes {
+	alone := g.alone && len(g.results) > 0
+	g.alone = false
+	for !alone && n < len(g.events) && n < maxBatchEvents && bytes < maxBatchBytes {
 		bytes += len(g.events[n].event.Payload)
 		n++
 	}

@@ -41,6 +41,7 @@ type scheduler struct {
 	claims     []*queue
 	node       int64 // that has the entries leased; 0 while there is no lease
 	leaseUntil time.Time
+	dropped    bool // entries were dropped that have yet to be freed
 	blocked    bool // results can't be recorded now: what were sent meanwhile might be sent again
 	stopped    bool
 	workers    sync.WaitGroup
@@ -224,6 +225,7 @@ func (s *scheduler) spilled(q *queue) {
 // add puts an entry that a node has leased into its queue. Its bytes are counted already. The caller calls start after.
 func (s *scheduler) add(q *queue, e *Entry, node int64) {
 	if s.stopped || node != s.node { // the release of the node's lease frees it
+		q.spilled = true
 		s.addBytes(q, -cost(len(e.Event.Payload)))
 		return
 	}
@@ -541,7 +543,7 @@ func (s *scheduler) leased() bool {
 func (s *scheduler) drop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.node, s.leaseUntil = 0, time.Time{}
+	s.node, s.leaseUntil, s.dropped = 0, time.Time{}, true
 	for _, q := range s.queues {
 		for _, entries := range [][]*Entry{q.byHand, q.automatic} {
 			for _, e := range entries {
@@ -554,6 +556,21 @@ func (s *scheduler) drop() {
 		}
 		q.byHand, q.automatic = nil, nil
 		s.settle(q)
+	}
+}
+
+// released says that what was dropped is free, to be claimed before anything later.
+func (s *scheduler) released() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.dropped {
+		return
+	}
+	s.dropped = false
+	for _, q := range s.queues {
+		if q.spilled {
+			s.want(q)
+		}
 	}
 }
 

@@ -294,7 +294,7 @@ func (d *Dispatcher) checkRepo(ctx context.Context, repoID string) error {
 	}
 	exists, err := d.cfg.RepoExists(ctx, repoID)
 	if err != nil {
-		return Errorf(CodeUnavailable, "can't tell whether the repo exists: %w", err)
+		return &Error{Code: CodeUnavailable, Message: "can't tell whether the repo exists", Err: err}
 	}
 	if !exists {
 		return Errorf(CodeNotFound, "Repo not found")
