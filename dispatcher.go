@@ -161,6 +161,7 @@ func (d *Dispatcher) Start(ctx context.Context) error {
 	d.background.run(d.keepTakingOver)
 	d.claims.sweep(context.WithoutCancel(ctx)) // before new events can overtake what is in the store
 	d.background.run(d.claims.run)
+	d.subscriptions.follow(Changes{All: true}, time.Now()) // nobody has followed them until now
 	d.background.run(d.followChanges)
 	if notifier, ok := d.store.(Notifier); ok {
 		d.background.run(func(ctx context.Context) { notifier.Listen(ctx, d.notified) })

@@ -213,3 +213,12 @@ func TestLeaseLostWithEntriesQueued(t *testing.T) {
 		b.expectIdle()
 	})
 }
+
+// A node takes work, and says so, from the moment that it is started.
+func TestReadyAtOnce(t *testing.T) {
+	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
+		if err := w.Ready(); err != nil {
+			t.Error(err)
+		}
+	})
+}
