@@ -58,8 +58,6 @@ func (d *Dispatcher) attempt(ctx context.Context, e *Entry) Result {
 // CodeNotFound when it is gone. What the cache doesn't know, or knows as inactive, another node may have made or resumed a
 // moment ago: then the cache is out of date, and the caller is to try again.
 func (d *Dispatcher) target(ctx context.Context, e *Entry) (t *use, again bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
 	t, err = d.subscriptions.use(ctx, e.Event.RepoID, e.WebhookSeq)
 	if err != nil || t != nil && (t.Active || e.Trigger != TriggerAutomatic) {
 		return t, false, err
@@ -68,6 +66,8 @@ func (d *Dispatcher) target(ctx context.Context, e *Entry) (t *use, again bool, 
 	if known {
 		d.subscriptions.unuse(t)
 	}
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
 	w, err := d.store.Webhook(ctx, e.Event.RepoID, e.WebhookID)
 	if err != nil || known && !w.Active {
 		return nil, false, err

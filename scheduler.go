@@ -511,69 +511,6 @@ func (s *scheduler) block(blocked bool) {
 	}
 }
 
-// lease sets whose lease the entries are under and until when it lasts. Without one no attempt starts.
-func (s *scheduler) lease(node int64, until time.Time) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.node, s.leaseUntil = node, until
-	s.start()
-	if len(s.claims) > 0 {
-		s.wake()
-	}
-}
-
-// owes reports whether there are requests in flight, or results that are not recorded.
-func (s *scheduler) owes() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	inFlight := 0
-	for _, u := range s.used {
-		inFlight += u.inFlight
-	}
-	return inFlight+s.unrecorded > 0
-}
-
-func (s *scheduler) leased() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return time.Now().Before(s.leaseUntil)
-}
-
-// drop forgets the lease and all entries that are not in flight: they are no longer the node's own, or will soon not be.
-func (s *scheduler) drop() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.node, s.leaseUntil, s.dropped = 0, time.Time{}, true
-	for _, q := range s.queues {
-		for _, entries := range [][]*Entry{q.byHand, q.automatic} {
-			for _, e := range entries {
-				s.addBytes(q, -cost(len(e.Event.Payload)))
-			}
-		}
-		if len(q.byHand)+len(q.automatic) > 0 { // these come back from the store, before anything later
-			q.spilled = true
-			s.want(q)
-		}
-		q.byHand, q.automatic = nil, nil
-		s.settle(q)
-	}
-}
-
-// released says that what was dropped is free, to be claimed before anything later.
-func (s *scheduler) released() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.dropped {
-		return
-	}
-	s.dropped = false
-	for _, q := range s.queues {
-		if q.spilled {
-			s.want(q)
-		}
-	}
-}
-
 // stop makes the scheduler start no more attempts. The caller then waits for the workers.
 func (s *scheduler) stop() {
 	s.mu.Lock()

@@ -48,7 +48,7 @@ type Store interface {
 	Changes(ctx context.Context, since int64) (Changes, error)
 
 	// Commit accepts events and records results, all in one transaction with one fsync. What is wrong with a single
-	// event is in its own acceptance and harms nothing else in the batch; an error means that nothing was written.
+	// event is in its own acceptance and harms nothing else in the batch.
 	// It sets the Seq of events, for a duplicate that of the first, and of deliveries that the log has then.
 	// CodeConflict when the batch's node has no lease any more: it was released.
 	// Committing a batch again after an error whose outcome is unknown is safe: results are recorded once, and an event

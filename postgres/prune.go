@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -60,10 +61,7 @@ func (s *Store) pruneDeleted(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	for _, webhook := range queued {
-		var automatic bool
-		var due time.Time
-		var event, run int64
-		if _, err := s.deleteAll(ctx, deleteQueued, webhook, &automatic, &due, &event, &run); err != nil {
+		if _, err := s.deleteAll(ctx, deleteQueued, webhook, false, time.Time{}, 0, 0); err != nil {
 			return 0, err
 		}
 	}
@@ -79,8 +77,7 @@ func (s *Store) pruneDeleted(ctx context.Context) (int, error) {
 	}
 	total := 0
 	for _, webhook := range deleted {
-		var seq int64
-		n, err := s.deleteAll(ctx, deleteLogged, webhook, &seq)
+		n, err := s.deleteAll(ctx, deleteLogged, webhook, 0)
 		total += n
 		if err != nil {
 			return total, err
@@ -147,23 +144,25 @@ const (
 // deleteAll repeats a statement until it finds no more rows. It goes on from the last key: while some session keeps a
 // transaction open, the index still has the rows that went before.
 func (s *Store) deleteAll(ctx context.Context, statement string, webhook int64, key ...any) (total int, err error) {
-	for more := true; more; {
-		n := 0
+	for {
+		var last []any // how many went, and the key of the last one
 		err := s.write(ctx, func(ctx context.Context, t *transaction) error {
+			last = nil
 			return t.run(ctx, func(b *batch) {
-				b.queue(statement, append([]any{webhook, pruneChunk}, key...)...).QueryRow(func(row pgx.Row) error {
-					err := row.Scan(append([]any{&n}, key...)...)
-					more = err == nil
-					return found(err, nil)
+				b.queue(statement, append([]any{webhook, pruneChunk}, key...)...).Query(func(rows pgx.Rows) (err error) {
+					for rows.Next() {
+						last, err = rows.Values()
+					}
+					return errors.Join(err, rows.Err())
 				})
 			})
 		})
-		total += n
-		if err != nil {
+		if err != nil || last == nil {
 			return total, err
 		}
+		total += int(last[0].(int64))
+		key = last[1:]
 	}
-	return total, nil
 }
 
 // inQueue is whether the queue needs an event e.
