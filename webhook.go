@@ -103,7 +103,7 @@ type Page[T any] struct {
 
 const (
 	// MaxScan is how many rows of the log a filtered listing examines for one page.
-	MaxScan = 10_000
+	MaxScan = 2_000
 	// MaxPageBytes is how many bytes of payload one page carries at most, unless a single item has more.
 	MaxPageBytes = 8 << 20
 )

@@ -2,7 +2,6 @@ package sqlite
 
 import (
 	"context"
-	"encoding/binary"
 
 	"github.com/musehub/posthorn"
 	"zombiezen.com/go/sqlite"
@@ -10,9 +9,12 @@ import (
 
 // These are executed by two drivers; see Tx.
 const (
-	insertEvent = `INSERT INTO posthorn_events (id, repo_id, type, created_at, deliveries, payload, seq)
-		VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id, repo_id) DO NOTHING`
+	insertEvent = `INSERT INTO posthorn_events (id, repo_id, type, created_at, deliveries, payload, seq, previous)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id, repo_id) DO NOTHING`
 	selectSameEvent = "SELECT seq, deliveries, type = ? AND payload = ? FROM posthorn_events WHERE id = ? AND repo_id = ?"
+	selectNewest    = "SELECT newest FROM posthorn_repos WHERE repo_id = ?"
+	addEvents       = `INSERT INTO posthorn_repos (repo_id, events, newest) VALUES (?, ?, ?)
+		ON CONFLICT DO UPDATE SET events = events + excluded.events, newest = excluded.newest`
 )
 
 // Commit implements [posthorn.Store].
@@ -22,14 +24,21 @@ func (s *Store) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Accept
 		return nil, err
 	}
 	acceptances := make([]posthorn.Acceptance, len(b.Events))
-	err = s.write(ctx, func(c *sqlite.Conn) error {
-		if err := checkLease(c, b.Node); err != nil {
-			return err
-		}
-		if err := acceptEvents(c, b.Node, b.Events, acceptances); err != nil {
-			return err
-		}
-		return recordResults(c, b.Node, results)
+	err = s.withWriter(ctx, func(c *sqlite.Conn) error {
+		err := s.transact(ctx, c, func(c *sqlite.Conn) error {
+			if err := checkLease(c, b.Node); err != nil {
+				return err
+			}
+			if err := s.promises.deleteSettled(c); err != nil {
+				return err
+			}
+			if err := s.acceptEvents(c, b.Node, b.Events, acceptances); err != nil {
+				return err
+			}
+			return s.recordResults(c, b.Node, results)
+		})
+		s.promises.end(err == nil)
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -42,8 +51,14 @@ func (s *Store) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Accept
 	return acceptances, nil
 }
 
+// repoLog is what a batch adds to a repo's events.
+type repoLog struct {
+	newest int64
+	events int
+}
+
 // acceptEvents stores the events of a batch. With node 0 nothing is leased.
-func acceptEvents(c *sqlite.Conn, node int64, events []posthorn.NewEvent, acceptances []posthorn.Acceptance) error {
+func (s *Store) acceptEvents(c *sqlite.Conn, node int64, events []posthorn.NewEvent, acceptances []posthorn.Acceptance) error {
 	if len(events) == 0 {
 		return nil
 	}
@@ -55,9 +70,17 @@ func acceptEvents(c *sqlite.Conn, node int64, events []posthorn.NewEvent, accept
 	if err != nil {
 		return err
 	}
-	accepted := map[string]int{} // by repo
+	repos := map[string]*repoLog{}
 	for i := range events {
 		e := events[i].Event
+		repo := repos[e.RepoID]
+		if repo == nil {
+			repo = new(repoLog)
+			if repo.newest, err = queryInt(c, selectNewest, e.RepoID); err != nil {
+				return err
+			}
+			repos[e.RepoID] = repo
+		}
 		insert.BindText(1, e.ID)
 		insert.BindText(2, e.RepoID)
 		insert.BindText(3, e.Type)
@@ -65,6 +88,7 @@ func acceptEvents(c *sqlite.Conn, node int64, events []posthorn.NewEvent, accept
 		insert.BindInt64(5, int64(len(events[i].Targets)))
 		insert.BindBytes(6, e.Payload)
 		insert.BindInt64(7, seq)
+		insert.BindInt64(8, repo.newest)
 		if err := run(insert); err != nil {
 			return err
 		}
@@ -77,17 +101,21 @@ func acceptEvents(c *sqlite.Conn, node int64, events []posthorn.NewEvent, accept
 		e.Seq = seq
 		seq++
 		acceptances[i] = posthorn.Acceptance{Deliveries: len(events[i].Targets)}
-		accepted[e.RepoID]++
-		if err := enqueueTargets(c, node, &events[i]); err != nil {
+		repo.newest = e.Seq
+		repo.events++
+		if err := s.enqueueTargets(c, node, &events[i]); err != nil {
 			return err
 		}
 	}
-	for repoID, n := range accepted {
-		if err := count(c, repoID, 0, n); err != nil {
+	for repoID, repo := range repos {
+		if repo.events == 0 {
+			continue
+		}
+		if err := exec(c, addEvents, repoID, repo.events, repo.newest); err != nil {
 			return err
 		}
 	}
-	return nil
+	return s.promises.insert(c, node)
 }
 
 // duplicate decides what an event is whose ID the repo has already.
@@ -119,13 +147,12 @@ func (f firstEvent) acceptance(e *posthorn.AcceptedEvent) posthorn.Acceptance {
 }
 
 // enqueueTargets stores the promise that an event still has to reach its targets.
-func enqueueTargets(c *sqlite.Conn, node int64, e *posthorn.NewEvent) error {
+func (s *Store) enqueueTargets(c *sqlite.Conn, node int64, e *posthorn.NewEvent) error {
 	entry := posthorn.Entry{Event: e.Event, Trigger: e.Trigger, Attempt: 1, DueAt: e.Event.CreatedAt}
-	var promised []byte
 	for _, t := range e.Targets {
 		leased := t.Leased && node != 0
 		if leased && e.Trigger == posthorn.TriggerAutomatic {
-			promised = binary.AppendUvarint(promised, uint64(t.WebhookSeq))
+			s.promises.add(e.Event.Seq, t.WebhookSeq)
 			continue
 		}
 		entry.WebhookSeq = t.WebhookSeq
@@ -137,15 +164,5 @@ func enqueueTargets(c *sqlite.Conn, node int64, e *posthorn.NewEvent) error {
 			return err
 		}
 	}
-	if promised == nil {
-		return nil
-	}
-	st, err := c.Prepare("INSERT INTO posthorn_promises (event, node, webhooks) VALUES (?, ?, ?)")
-	if err != nil {
-		return err
-	}
-	st.BindInt64(1, e.Event.Seq)
-	st.BindInt64(2, node)
-	st.BindBytes(3, promised)
-	return run(st)
+	return nil
 }

@@ -86,12 +86,17 @@ func (s *Store) errClosed() error {
 // write runs fn in a transaction that commits, with an fsync, if fn returns nil. Writers take turns in the order in which
 // they came. An error of fn's own, if it is no [posthorn.Error], must be kept out of write: it is taken for SQLite's.
 func (s *Store) write(ctx context.Context, fn func(*sqlite.Conn) error) error {
+	return s.withWriter(ctx, func(c *sqlite.Conn) error { return s.transact(ctx, c, fn) })
+}
+
+// withWriter runs fn, which makes one transaction, while nobody else writes.
+func (s *Store) withWriter(ctx context.Context, fn func(*sqlite.Conn) error) error {
 	c, err := s.take(ctx, s.writer)
 	if err != nil {
 		return err
 	}
 	defer func() { s.writer <- c }()
-	if err := s.transact(ctx, c, fn); err != nil {
+	if err := fn(c); err != nil {
 		return s.fault(ctx, err)
 	}
 	s.wal.wrote(c, s.path+"-wal")

@@ -55,16 +55,21 @@ func checkLease(c *sqlite.Conn, node int64) error {
 // Release implements [posthorn.Store].
 func (s *Store) Release(ctx context.Context, node int64, now time.Time) (int, error) {
 	var nodes []int64
-	err := s.write(ctx, func(c *sqlite.Conn) error {
-		nodes = nil
-		where, arg := "node = ?", any(node)
-		if node == 0 {
-			where, arg = "lease_until < ?", now
+	err := s.withWriter(ctx, func(c *sqlite.Conn) error {
+		err := s.transact(ctx, c, func(c *sqlite.Conn) error {
+			where, arg := "node = ?", any(node)
+			if node == 0 {
+				where, arg = "lease_until < ?", now
+			}
+			return query(c, func(st *sqlite.Stmt) error {
+				nodes = append(nodes, st.ColumnInt64(0))
+				return nil
+			}, "UPDATE posthorn_nodes SET lease_until = -1 WHERE "+where+" RETURNING node", arg)
+		})
+		if err == nil {
+			s.promises.forget(nodes)
 		}
-		return query(c, func(st *sqlite.Stmt) error {
-			nodes = append(nodes, st.ColumnInt64(0))
-			return nil
-		}, "UPDATE posthorn_nodes SET lease_until = -1 WHERE "+where+" RETURNING node", arg)
+		return err
 	})
 	if err != nil {
 		return 0, err
@@ -123,33 +128,53 @@ type release struct {
 	done     bool
 }
 
-// promises turns the promises that the node's events carry into entries of their own.
+// promises turns the promises of the node, as far as they are not settled, into entries of their own.
 func (r *release) promises() error {
 	for r.room > 0 {
-		var event int64
-		var promised []int64
-		found, err := queryRow(r.c, func(st *sqlite.Stmt) {
-			event, promised = st.ColumnInt64(0), unpackSeqs(bytesOf(st, 1))
-		}, "SELECT event, webhooks FROM posthorn_promises WHERE node = ? ORDER BY event LIMIT 1", r.node)
+		var first int64
+		var packed []byte
+		found, err := queryRow(r.c, func(st *sqlite.Stmt) { first, packed = st.ColumnInt64(0), bytesOf(st, 1) },
+			"SELECT event, entries FROM posthorn_promises WHERE node = ? ORDER BY event LIMIT 1", r.node)
 		if err != nil || !found {
 			return err
 		}
-		e, err := eventHead(r.c, event)
+		batch, err := unpackPromises(packed)
 		if err != nil {
 			return err
 		}
-		n := min(len(promised), r.room)
-		for _, webhook := range promised[:n] {
-			entry := posthorn.Entry{WebhookSeq: webhook, Event: e, Trigger: posthorn.TriggerAutomatic, Attempt: 1, DueAt: e.CreatedAt}
-			if err := r.free(&entry); err != nil {
+		for len(batch.events) > 0 && r.room > 0 {
+			if err := r.promise(batch.events[0]); err != nil {
 				return err
 			}
+			if len(batch.events[0].webhooks) == 0 {
+				batch.events = batch.events[1:]
+			}
 		}
-		r.room -= max(n, 1)
-		if err := keepPromised(r.c, event, promised[n:]); err != nil {
+		if len(batch.events) > 0 {
+			return exec(r.c, "UPDATE posthorn_promises SET entries = ? WHERE event = ?", batch.pack(), first)
+		}
+		if err := exec(r.c, "DELETE FROM posthorn_promises WHERE event = ?", first); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// promise frees the entries of one event, as many as there is room for, and takes them from the promise.
+func (r *release) promise(p *promise) error {
+	e, err := eventHead(r.c, p.event)
+	if err != nil {
+		return err
+	}
+	n := min(len(p.webhooks), r.room)
+	for _, webhook := range p.webhooks[:n] {
+		entry := posthorn.Entry{WebhookSeq: webhook, Event: e, Trigger: posthorn.TriggerAutomatic, Attempt: 1, DueAt: e.CreatedAt}
+		if err := r.free(&entry); err != nil {
+			return err
+		}
+	}
+	p.webhooks = p.webhooks[n:]
+	r.room -= max(n, 1)
 	return nil
 }
 
@@ -201,25 +226,31 @@ func (r *release) leasedOf(webhook int64) (entries []*posthorn.Entry, err error)
 }
 
 // free puts an entry back into the queue. If the log has its attempt already (a node that had lost the entry before
-// recorded it), the log decides how its run goes on, just as it would have with the entry at hand.
+// recorded it, or it is a promise that has been settled), the log decides how its run goes on, just as it would have with
+// the entry at hand. A promise may also have been settled by an entry in the queue.
 func (r *release) free(e *posthorn.Entry) error {
 	w, err := r.webhook(e.WebhookSeq)
 	if err != nil || w == nil {
 		return err
 	}
-	id, _ := parseUUID(posthorn.DeliveryID(e.Event, w.id, e.Run, e.Attempt))
-	var nextAt int64
-	logged, err := queryRow(r.c, func(st *sqlite.Stmt) { nextAt = st.ColumnInt64(0) },
-		"SELECT next_attempt_at FROM posthorn_deliveries WHERE id = ?", id[:])
-	if err != nil {
-		return err
-	}
-	if logged {
-		if nextAt == 0 {
-			return nil
+	for {
+		id, _ := parseUUID(posthorn.DeliveryID(e.Event, w.id, e.Run, e.Attempt))
+		var nextAt int64
+		logged, err := queryRow(r.c, func(st *sqlite.Stmt) { nextAt = st.ColumnInt64(0) },
+			"SELECT next_attempt_at FROM posthorn_deliveries WHERE id = ?", id[:])
+		if err != nil || logged && nextAt == 0 {
+			return err
+		}
+		if !logged {
+			break
 		}
 		e.Attempt++
 		e.DueAt = timeOf(nextAt)
+	}
+	queued, err := queryRow(r.c, func(*sqlite.Stmt) {}, "SELECT 1 FROM posthorn_queue WHERE event = ? AND webhook = ? AND run = ?",
+		e.Event.Seq, e.WebhookSeq, e.Run)
+	if err != nil || queued {
+		return err
 	}
 	return insertEntry(r.c, e, 0)
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/musehub/posthorn"
@@ -35,24 +36,26 @@ func (s *Store) Event(ctx context.Context, repoID, id string) (e posthorn.Accept
 // Events implements [posthorn.Store].
 func (s *Store) Events(ctx context.Context, q posthorn.EventQuery) (page posthorn.Page[posthorn.AcceptedEvent], err error) {
 	limit := pageLimit(q.Limit)
-	err = s.read(ctx, func(c *sqlite.Conn) (err error) {
-		if page.Total, err = queryInt(c, "SELECT events FROM posthorn_repo_counts WHERE repo_id = ?", q.RepoID); err != nil {
+	err = s.read(ctx, func(c *sqlite.Conn) error {
+		var newest int64
+		_, err := queryRow(c, func(st *sqlite.Stmt) { page.Total, newest = st.ColumnInt64(0), st.ColumnInt64(1) },
+			"SELECT events, newest FROM posthorn_repos WHERE repo_id = ?", q.RepoID)
+		if err != nil {
 			return err
 		}
 		budget := pageBudget{}
-		return query(c, func(st *sqlite.Stmt) error {
-			if page.Next != 0 {
-				return nil
+		events := walk{c: c, table: "posthorn_events", owner: "repo_id", of: q.RepoID, columns: ", length(payload)"}
+		page.Next, err = events.from(newest, q.Before, func(seq int64, st *sqlite.Stmt) (bool, error) {
+			if len(page.Items) == limit || !budget.takes(st.ColumnInt(1)) {
+				return false, nil
 			}
-			if len(page.Items) == limit || !budget.takes(st.ColumnInt(6)) {
-				page.Next = page.Items[len(page.Items)-1].Seq
-				return nil
+			e, err := eventBySeq(c, seq)
+			if err == nil {
+				page.Items = append(page.Items, *e)
 			}
-			e := scanEvent(st)
-			e.Payload, err = payload(c, e.Seq)
-			page.Items = append(page.Items, e)
-			return err
-		}, "SELECT "+eventColumns+" FROM posthorn_events WHERE repo_id = ? AND seq < ? ORDER BY seq DESC LIMIT ?", q.RepoID, before(q.Before), limit+1)
+			return true, err
+		})
+		return err
 	})
 	if err != nil {
 		return posthorn.Page[posthorn.AcceptedEvent]{}, err
@@ -197,60 +200,55 @@ type listing struct {
 	c       *sqlite.Conn
 	q       posthorn.DeliveryQuery
 	webhook int64
+	newest  int64
+	budget  pageBudget
 	page    *posthorn.Page[posthorn.Delivery]
-
-	where string // the filters
-	args  []any
 }
 
 func (l *listing) list() error {
-	l.filter()
 	if l.q.EventID != "" {
 		if done, err := l.listEvent(); done || err != nil {
 			return err
 		}
 	}
-	if err := l.total(); err != nil {
+	counted, err := l.total()
+	if err != nil {
 		return err
 	}
-	// A filtered page ends at stop, a row that is not examined any more. A page without filters ends by itself.
-	stop := int64(0)
-	if l.where != "" {
-		var err error
-		if stop, err = l.rowAfter(before(l.q.Before), posthorn.MaxScan); err != nil {
+	log := walk{c: l.c, table: "posthorn_deliveries", owner: "webhook", of: l.webhook, columns: loggedColumns}
+	if !counted {
+		rest, err := log.from(l.newest, 0, func(_ int64, st *sqlite.Stmt) (bool, error) {
+			if l.matches(scanLogged(st)) {
+				l.page.Total++
+			}
+			return true, nil
+		})
+		if err != nil {
 			return err
 		}
+		l.page.TotalCapped = rest != 0
 	}
-	if err := l.fill("posthorn_deliveries_by_webhook WHERE d.webhook = ? AND d.seq > ?", l.webhook, stop); err != nil {
-		return err
-	}
-	if l.page.Next == 0 && stop != 0 {
-		l.page.Next = stop + 1
-	}
-	return nil
+	l.page.Next, err = log.from(l.newest, l.q.Before, func(seq int64, st *sqlite.Stmt) (bool, error) {
+		if !l.matches(scanLogged(st)) {
+			return true, nil
+		}
+		return l.add(seq)
+	})
+	return err
 }
 
-// filter translates the query's filters to SQL.
-func (l *listing) filter() {
-	and := func(condition string, arg any) {
-		l.where += " AND d." + condition + " ?"
-		l.args = append(l.args, arg)
-	}
-	if l.q.Success != nil {
-		and("success =", *l.q.Success)
-	}
-	if l.q.EventType != "" {
-		and("event_type =", l.q.EventType)
-	}
-	if l.q.EventID != "" {
-		and("event_id =", l.q.EventID)
-	}
-	if !l.q.Since.IsZero() {
-		and("delivered_at >=", ceilMicros(l.q.Since))
-	}
-	if !l.q.Until.IsZero() {
-		and("delivered_at <", ceilMicros(l.q.Until))
-	}
+// matches reports whether a row passes the filters.
+func (l *listing) matches(d logged) bool {
+	return (l.q.Success == nil || *l.q.Success == d.success) &&
+		(l.q.EventType == "" || l.q.EventType == d.eventType) &&
+		(l.q.EventID == "" || l.q.EventID == d.eventID) &&
+		(l.q.Since.IsZero() || d.deliveredAt >= ceilMicros(l.q.Since)) &&
+		(l.q.Until.IsZero() || d.deliveredAt < ceilMicros(l.q.Until))
+}
+
+// filtered reports whether there is a filter, besides that of success.
+func (l *listing) filtered() bool {
+	return l.q.EventType != "" || l.q.EventID != "" || !l.q.Since.IsZero() || !l.q.Until.IsZero()
 }
 
 // ceilMicros rounds up, so that comparing with stored times, which were rounded down, gives what comparing with the
@@ -259,24 +257,20 @@ func ceilMicros(t time.Time) int64 {
 	return t.Add(time.Microsecond - 1).UnixMicro()
 }
 
-// fill adds the rows of the page from the newest on. The index is named, because walking through another would read the
-// whole log.
-func (l *listing) fill(rows string, args ...any) error {
-	limit := pageLimit(l.q.Limit)
-	budget := pageBudget{}
-	args = append(append(args, l.args...), before(l.q.Before), limit+1)
-	return query(l.c, func(st *sqlite.Stmt) error {
-		if l.page.Next != 0 {
-			return nil
-		}
-		if len(l.page.Items) == limit || !budget.takes(st.ColumnInt(14)) {
-			l.page.Next = l.page.Items[len(l.page.Items)-1].Seq
+// add adds a row to the page, or reports false when the page is full.
+func (l *listing) add(seq int64) (ok bool, err error) {
+	if len(l.page.Items) == pageLimit(l.q.Limit) {
+		return false, nil
+	}
+	err = query(l.c, func(st *sqlite.Stmt) error {
+		if ok = l.budget.takes(st.ColumnInt(14)); !ok {
 			return nil
 		}
 		d, err := scanDelivery(l.c, st, l.q.WebhookID)
 		l.page.Items = append(l.page.Items, d)
 		return err
-	}, "SELECT "+deliveryColumns+" FROM posthorn_deliveries d INDEXED BY "+rows+l.where+" AND d.seq < ? ORDER BY d.seq DESC LIMIT ?", args...)
+	}, "SELECT "+deliveryColumns+" FROM posthorn_deliveries d WHERE d.seq = ?", seq)
+	return ok, err
 }
 
 // listEvent lists the deliveries of one event by the time that their ids share with it. It reports false when the event
@@ -294,13 +288,30 @@ func (l *listing) listEvent() (bool, error) {
 	if err != nil || many {
 		return false, err
 	}
-	const rows = "posthorn_deliveries_by_id WHERE d.id >= ? AND d.id < ? AND d.webhook = ?"
-	args := []any{from, to, l.webhook}
-	l.page.Total, err = queryInt(l.c, "SELECT count(*) FROM posthorn_deliveries d INDEXED BY "+rows+l.where, append(args, l.args...)...)
+	var matching []int64
+	err = query(l.c, func(st *sqlite.Stmt) error {
+		if st.ColumnInt64(5) == l.webhook && l.matches(scanLogged(st)) {
+			matching = append(matching, st.ColumnInt64(0))
+		}
+		return nil
+	}, "SELECT seq"+loggedColumns+", webhook FROM posthorn_deliveries WHERE id >= ? AND id < ?", from, to)
 	if err != nil {
 		return false, err
 	}
-	return true, l.fill(rows, args...)
+	slices.Sort(matching)
+	l.page.Total = int64(len(matching))
+	for _, seq := range slices.Backward(matching) {
+		if seq >= before(l.q.Before) {
+			continue
+		}
+		if ok, err := l.add(seq); err != nil {
+			return false, err
+		} else if !ok {
+			l.page.Next = l.page.Items[len(l.page.Items)-1].Seq
+			break
+		}
+	}
+	return true, nil
 }
 
 // idsFrom returns where the ids of a millisecond begin.
@@ -308,36 +319,22 @@ func idsFrom(ms uint64) []byte {
 	return binary.BigEndian.AppendUint64(nil, ms<<16)
 }
 
-// total counts the listing: by counters, where the filter has them, and else in the newest rows.
-func (l *listing) total() error {
+// total takes the listing's total from the counters, where they have it.
+func (l *listing) total() (bool, error) {
 	var succeeded, failed int64
-	_, err := queryRow(l.c, func(st *sqlite.Stmt) { succeeded, failed = st.ColumnInt64(0), st.ColumnInt64(1) },
-		"SELECT succeeded, failed FROM posthorn_delivery_counts WHERE webhook = ?", l.webhook)
-	if err != nil {
-		return err
-	}
-	switch onlySuccess := l.q.Success != nil && len(l.args) == 1; {
-	case l.where == "":
+	_, err := queryRow(l.c, func(st *sqlite.Stmt) {
+		l.newest, succeeded, failed = st.ColumnInt64(0), st.ColumnInt64(1), st.ColumnInt64(2)
+	},
+		"SELECT newest, succeeded, failed FROM posthorn_logs WHERE webhook = ?", l.webhook)
+	switch {
+	case err != nil || l.filtered():
+		return false, err
+	case l.q.Success == nil:
 		l.page.Total = succeeded + failed
-		return nil
-	case onlySuccess && *l.q.Success:
+	case *l.q.Success:
 		l.page.Total = succeeded
-		return nil
-	case onlySuccess:
+	default:
 		l.page.Total = failed
-		return nil
 	}
-	stop, err := l.rowAfter(before(0), posthorn.MaxScan)
-	if err != nil {
-		return err
-	}
-	l.page.TotalCapped = stop != 0
-	l.page.Total, err = queryInt(l.c, "SELECT count(*) FROM posthorn_deliveries d INDEXED BY posthorn_deliveries_by_webhook WHERE d.webhook = ? AND d.seq > ?"+l.where,
-		append([]any{l.webhook, stop}, l.args...)...)
-	return err
-}
-
-// rowAfter returns the row that comes n rows after the newest one before the given seq, zero if the log ends sooner.
-func (l *listing) rowAfter(seq int64, n int) (int64, error) {
-	return queryInt(l.c, "SELECT seq FROM posthorn_deliveries WHERE webhook = ? AND seq < ? ORDER BY seq DESC LIMIT 1 OFFSET ?", l.webhook, seq, n)
+	return true, nil
 }

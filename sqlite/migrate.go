@@ -32,7 +32,7 @@ func (s *Store) migrate(ctx context.Context) (err error) {
 			err = s.fault(ctx, e)
 		}
 	}()
-	if _, err := db.ExecContext(ctx, "PRAGMA journal_mode = WAL"); err != nil {
+	if _, err := db.ExecContext(ctx, "PRAGMA page_size = 8192; PRAGMA journal_mode = WAL"); err != nil {
 		return s.fault(ctx, err)
 	}
 	files, err := fs.Sub(migrationFiles, "migrations")

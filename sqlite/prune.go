@@ -16,6 +16,10 @@ const (
 
 // Prune implements [posthorn.Store]. Rows are found by readers and deleted in short transactions.
 func (s *Store) Prune(ctx context.Context, before time.Time) (int, error) {
+	err := s.withWriter(ctx, func(c *sqlite.Conn) error { return s.deleteSettledPromises(ctx, c) }) // they hold on to events
+	if err != nil {
+		return 0, err
+	}
 	total := 0
 	for _, prune := range []func(context.Context, time.Time) (int, error){s.pruneDeleted, s.pruneDeliveries, s.pruneEvents} {
 		n, err := prune(ctx, before)
@@ -63,13 +67,13 @@ func (s *Store) pruneDeleted(ctx context.Context, _ time.Time) (int, error) {
 	}
 	total := 0
 	for _, webhook := range deleted {
-		n, err := s.deleteAll(ctx, "DELETE FROM posthorn_deliveries WHERE seq IN (SELECT seq FROM posthorn_deliveries WHERE webhook = ? LIMIT ?)", webhook)
+		n, err := s.deleteLog(ctx, webhook)
 		total += n
 		if err != nil {
 			return total, err
 		}
 		err = s.write(ctx, func(c *sqlite.Conn) error {
-			if err := exec(c, "DELETE FROM posthorn_delivery_counts WHERE webhook = ?", webhook); err != nil {
+			if err := exec(c, "DELETE FROM posthorn_logs WHERE webhook = ?", webhook); err != nil {
 				return err
 			}
 			return exec(c, "DELETE FROM posthorn_webhooks WHERE seq = ?", webhook)
@@ -98,6 +102,30 @@ func (s *Store) deleteAll(ctx context.Context, statement string, webhook int64) 
 			return total, nil
 		}
 	}
+}
+
+// deleteLog deletes the deliveries of a webhook from the newest on.
+func (s *Store) deleteLog(ctx context.Context, webhook int64) (total int, err error) {
+	for more := true; more; {
+		n := 0
+		err := s.write(ctx, func(c *sqlite.Conn) error {
+			n = 0
+			seq, err := queryInt(c, "SELECT newest FROM posthorn_logs WHERE webhook = ?", webhook)
+			for ; seq != 0 && n < pruneChunk && err == nil; n++ {
+				seq, err = queryInt(c, "DELETE FROM posthorn_deliveries WHERE seq = ? RETURNING previous", seq)
+			}
+			if err != nil {
+				return err
+			}
+			more = seq != 0
+			return exec(c, "UPDATE posthorn_logs SET newest = ? WHERE webhook = ?", seq, webhook)
+		})
+		if err != nil {
+			return total, err
+		}
+		total += n
+	}
+	return total, nil
 }
 
 // oldRow is a row that a reader found old enough to go.
@@ -159,16 +187,49 @@ func deleteDeliveries(c *sqlite.Conn, rows []oldRow) (int, error) {
 		}
 	}
 	for webhook, g := range gone {
-		if err := countDeliveries(c, webhook, -g[0], -g[1]); err != nil {
+		if err := exec(c, "UPDATE posthorn_logs SET succeeded = succeeded - ?, failed = failed - ? WHERE webhook = ?", g[0], g[1], webhook); err != nil {
 			return 0, err
 		}
 	}
 	return n, nil
 }
 
+// promisedEvents returns the events in batches of promises, of which some may be settled, and the newest event of all: none up
+// to that will ever be promised again.
+func (s *Store) promisedEvents(ctx context.Context) (promised map[int64]bool, newest int64, err error) {
+	promised = map[int64]bool{}
+	var packed [][]byte
+	err = s.read(ctx, func(c *sqlite.Conn) (err error) {
+		if newest, err = queryInt(c, "SELECT last FROM posthorn_counters WHERE name = 'event'"); err != nil {
+			return err
+		}
+		return query(c, func(st *sqlite.Stmt) error {
+			packed = append(packed, bytesOf(st, 0))
+			return nil
+		}, "SELECT entries FROM posthorn_promises")
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, p := range packed {
+		batch, err := unpackPromises(p)
+		if err != nil {
+			return nil, 0, err
+		}
+		for _, promise := range batch.events {
+			promised[promise.event] = true
+		}
+	}
+	return promised, newest, nil
+}
+
 // pruneEvents removes old events that nothing in the queue needs.
 func (s *Store) pruneEvents(ctx context.Context, before time.Time) (int, error) {
-	const needed = "(EXISTS (SELECT 1 FROM posthorn_queue q WHERE q.event = e.seq) OR EXISTS (SELECT 1 FROM posthorn_promises p WHERE p.event = e.seq))"
+	const queued = "EXISTS (SELECT 1 FROM posthorn_queue q WHERE q.event = e.seq)"
+	promised, newest, err := s.promisedEvents(ctx)
+	if err != nil {
+		return 0, err
+	}
 	total := 0
 	for after := int64(0); ; {
 		var old []oldRow
@@ -183,13 +244,13 @@ func (s *Store) pruneEvents(ctx context.Context, before time.Time) (int, error) 
 					return nil
 				}
 				seen++
-				if !st.ColumnBool(4) {
+				if !st.ColumnBool(4) && !promised[after] {
 					old = append(old, oldRow{seq: after, repoID: st.ColumnText(2)})
 					bytes += st.ColumnInt(3)
 				}
 				return nil
-			}, "SELECT e.seq, e.created_at, e.repo_id, length(e.payload), "+needed+
-				" FROM posthorn_events e WHERE e.seq > ? ORDER BY e.seq LIMIT ?", after, pruneChunk)
+			}, "SELECT e.seq, e.created_at, e.repo_id, length(e.payload), "+queued+
+				" FROM posthorn_events e WHERE e.seq > ? AND e.seq <= ? ORDER BY e.seq LIMIT ?", after, newest, pruneChunk)
 		})
 		if err != nil || seen == 0 {
 			return total, err
@@ -202,14 +263,14 @@ func (s *Store) pruneEvents(ctx context.Context, before time.Time) (int, error) 
 			n = 0
 			gone := map[string]int{}
 			for _, row := range old {
-				if err := exec(c, "DELETE FROM posthorn_events AS e WHERE e.seq = ? AND NOT "+needed, row.seq); err != nil {
+				if err := exec(c, "DELETE FROM posthorn_events AS e WHERE e.seq = ? AND NOT "+queued, row.seq); err != nil {
 					return err
 				}
 				gone[row.repoID] += c.Changes()
 				n += c.Changes()
 			}
 			for repoID, g := range gone {
-				if err := count(c, repoID, 0, -g); err != nil {
+				if err := exec(c, "UPDATE posthorn_repos SET events = events - ? WHERE repo_id = ?", g, repoID); err != nil {
 					return err
 				}
 			}

@@ -1,11 +1,9 @@
 package sqlite
 
 import (
-	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -46,43 +44,43 @@ func encodeResults(results []posthorn.Result) ([]result, error) {
 }
 
 // recordResults logs what was delivered and takes the entries from the queue, or moves them on to their next attempt.
-func recordResults(c *sqlite.Conn, node int64, results []result) error {
+func (s *Store) recordResults(c *sqlite.Conn, node int64, results []result) error {
 	if len(results) == 0 {
 		return nil
-	}
-	if err := settlePromises(c, node, results); err != nil {
-		return err
 	}
 	seq, err := nextNumbers(c, "delivery", len(results))
 	if err != nil {
 		return err
 	}
-	live := map[int64]bool{} // webhooks that still are there
-	counts := map[int64]*[2]int{}
+	logs := map[int64]*webhookLog{}
 	for i := range results {
 		r := &results[i]
 		e := r.Entry
 		r.retryAt = r.RetryAt
 		if e.Queued {
-			held, err := removeLeased(c, node, e)
-			if err != nil {
+			if r.held, err = removeLeased(c, node, e); err != nil {
 				return err
 			}
-			r.held = held
+		} else {
+			r.held = s.promises.settle(node, e.Event.Seq, e.WebhookSeq)
+			if r.held && r.Delivery == nil && r.RetryAt.IsZero() { // which leaves no trace elsewhere
+				if err := s.promises.rewrite(c, e.Event.Seq); err != nil {
+					return err
+				}
+			}
 		}
-		alive, known := live[e.WebhookSeq]
-		if !known {
-			var err error
-			if _, alive, err = findWebhook(c, e.WebhookSeq); err != nil {
+		log := logs[e.WebhookSeq]
+		if log == nil {
+			if log, err = findLog(c, e.WebhookSeq); err != nil {
 				return err
 			}
-			live[e.WebhookSeq] = alive
+			logs[e.WebhookSeq] = log
 		}
-		if !alive {
+		if !log.live {
 			continue // its entry is gone, and its log takes no more
 		}
 		if r.Delivery != nil {
-			if err := logDelivery(c, r, seq, counts); err != nil {
+			if err := logDelivery(c, r, seq, log); err != nil {
 				return err
 			}
 			seq++
@@ -98,99 +96,36 @@ func recordResults(c *sqlite.Conn, node int64, results []result) error {
 			}
 		}
 	}
-	for webhook, n := range counts {
-		if err := countDeliveries(c, webhook, n[0], n[1]); err != nil {
+	for webhook, log := range logs {
+		if log.succeeded+log.failed == 0 {
+			continue
+		}
+		if err := exec(c, "UPDATE posthorn_logs SET succeeded = succeeded + ?, failed = failed + ?, newest = ? WHERE webhook = ?",
+			log.succeeded, log.failed, log.newest, webhook); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// settlePromises takes the entries that their events carry from the node. All of one event are done together, because a
-// fan-out of thousands has them in one row.
-func settlePromises(c *sqlite.Conn, node int64, results []result) error {
-	byEvent := map[int64][]*result{}
-	var order []int64 // so that pages are visited in the order in which they stand
-	for i := range results {
-		if e := results[i].Entry; !e.Queued {
-			if byEvent[e.Event.Seq] == nil {
-				order = append(order, e.Event.Seq)
-			}
-			byEvent[e.Event.Seq] = append(byEvent[e.Event.Seq], &results[i])
-		}
-	}
-	slices.Sort(order)
-	for _, event := range order {
-		if err := settleEvent(c, node, event, byEvent[event]); err != nil {
-			return err
-		}
-	}
-	return nil
+// webhookLog is what a batch adds to a webhook's log.
+type webhookLog struct {
+	live              bool
+	newest            int64
+	succeeded, failed int
 }
 
-func settleEvent(c *sqlite.Conn, node, event int64, results []*result) error {
-	if len(results) == 1 { // and mostly the event has no other: then one statement does it
-		st, err := c.Prepare("DELETE FROM posthorn_promises WHERE event = ? AND node = ? AND webhooks = ?")
-		if err != nil {
-			return err
-		}
-		st.BindInt64(1, event)
-		st.BindInt64(2, node)
-		st.BindBytes(3, binary.AppendUvarint(nil, uint64(results[0].Entry.WebhookSeq)))
-		if err := run(st); err != nil {
-			return err
-		}
-		if c.Changes() == 1 {
-			results[0].held = true
-			return nil
-		}
-	}
-	var promised []int64
-	found, err := queryRow(c, func(st *sqlite.Stmt) { promised = unpackSeqs(bytesOf(st, 0)) },
-		"SELECT webhooks FROM posthorn_promises WHERE event = ? AND node = ?", event, node)
-	if err != nil || !found {
-		return err
-	}
-	left := make(map[int64]bool, len(promised))
-	for _, webhook := range promised {
-		left[webhook] = true
-	}
-	for _, r := range results {
-		r.held = left[r.Entry.WebhookSeq]
-		delete(left, r.Entry.WebhookSeq)
-	}
-	return keepPromised(c, event, slices.DeleteFunc(promised, func(webhook int64) bool { return !left[webhook] }))
-}
-
-// keepPromised replaces the webhooks of a promise by what is left of them.
-func keepPromised(c *sqlite.Conn, event int64, left []int64) error {
-	if len(left) == 0 {
-		return exec(c, "DELETE FROM posthorn_promises WHERE event = ?", event)
-	}
-	var packed []byte
-	for _, webhook := range left {
-		packed = binary.AppendUvarint(packed, uint64(webhook))
-	}
-	return exec(c, "UPDATE posthorn_promises SET webhooks = ? WHERE event = ?", packed, event)
-}
-
-func unpackSeqs(packed []byte) []int64 {
-	var seqs []int64
-	for len(packed) > 0 {
-		seq, n := binary.Uvarint(packed)
-		if n <= 0 {
-			break
-		}
-		seqs = append(seqs, int64(seq))
-		packed = packed[n:]
-	}
-	return seqs
+func findLog(c *sqlite.Conn, webhook int64) (*webhookLog, error) {
+	log := new(webhookLog)
+	_, err := queryRow(c, func(st *sqlite.Stmt) { log.live, log.newest = true, st.ColumnInt64(0) },
+		"SELECT newest FROM posthorn_logs WHERE webhook = ? AND live", webhook)
+	return log, err
 }
 
 // logDelivery adds a row to the log, unless the log has it.
-func logDelivery(c *sqlite.Conn, r *result, seq int64, counts map[int64]*[2]int) error {
+func logDelivery(c *sqlite.Conn, r *result, seq int64, log *webhookLog) error {
 	st, err := c.Prepare(`INSERT INTO posthorn_deliveries (id, webhook, event, event_id, event_type, success, delivered_at, next_attempt_at,
-		trigger, run, attempt, status, body, exchange, seq) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING`)
+		trigger, run, attempt, status, body, exchange, seq, previous) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING`)
 	if err != nil {
 		return err
 	}
@@ -210,6 +145,7 @@ func logDelivery(c *sqlite.Conn, r *result, seq int64, counts map[int64]*[2]int)
 	st.BindText(13, d.ResponseBody)
 	st.BindText(14, r.exchange)
 	st.BindInt64(15, seq)
+	st.BindInt64(16, log.newest)
 	if err := run(st); err != nil {
 		return err
 	}
@@ -218,25 +154,13 @@ func logDelivery(c *sqlite.Conn, r *result, seq int64, counts map[int64]*[2]int)
 			"SELECT seq, next_attempt_at FROM posthorn_deliveries WHERE id = ?", r.id)
 		return err
 	}
-	r.seq = seq
-	n := counts[r.Entry.WebhookSeq]
-	if n == nil {
-		n = new([2]int)
-		counts[r.Entry.WebhookSeq] = n
-	}
+	r.seq, log.newest = seq, seq
 	if d.Success {
-		n[0]++
+		log.succeeded++
 	} else {
-		n[1]++
+		log.failed++
 	}
 	return nil
-}
-
-// countDeliveries adds to a webhook's counters.
-func countDeliveries(c *sqlite.Conn, webhook int64, succeeded, failed int) error {
-	return exec(c, `INSERT INTO posthorn_delivery_counts (webhook, succeeded, failed) VALUES (?, ?, ?)
-		ON CONFLICT DO UPDATE SET succeeded = succeeded + excluded.succeeded, failed = failed + excluded.failed`,
-		webhook, succeeded, failed)
 }
 
 // parseUUID accepts the one spelling that DeliveryID writes.

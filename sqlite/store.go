@@ -34,7 +34,9 @@ type Store struct {
 
 	writer  chan *sqlite.Conn // has the connection that writes while nobody uses it
 	readers chan *sqlite.Conn // those that read; nil stands for one that is not open yet
-	wal     walWatch          // used by who has the writer
+	// Used by who has the writer.
+	wal      walWatch
+	promises promises
 
 	closing   sync.Once
 	closed    chan struct{}
@@ -159,7 +161,9 @@ func (s *Store) Close() error {
 				errs = append(errs, c.Close())
 			}
 		}
-		errs = append(errs, (<-s.writer).Close(), s.lock.Unlock())
+		w := <-s.writer
+		_ = s.deleteSettledPromises(context.Background(), w) // or the next start finds that they are settled
+		errs = append(errs, w.Close(), s.lock.Unlock())
 		if err := errors.Join(errs...); err != nil {
 			s.closeErr = fmt.Errorf("close %s: %w", s.name, err)
 		}

@@ -3,6 +3,7 @@ package sqlite
 import (
 	"context"
 	"database/sql"
+	"errors"
 
 	"github.com/musehub/posthorn"
 )
@@ -28,11 +29,14 @@ func (h hostTx) Accept(ctx context.Context, e posthorn.NewEvent) (posthorn.Accep
 func (h hostTx) accept(ctx context.Context, n posthorn.NewEvent) (a posthorn.Acceptance, err error) {
 	e, deliveries := n.Event, len(n.Targets)
 	payload := append([]byte{}, e.Payload...) // this driver takes a nil slice for NULL
-	var seq int64
+	var seq, newest int64
 	if err := h.tx.QueryRowContext(ctx, takeNumbers, 1, "event").Scan(&seq); err != nil {
 		return a, err
 	}
-	inserted, err := h.tx.ExecContext(ctx, insertEvent, e.ID, e.RepoID, e.Type, micros(e.CreatedAt), deliveries, payload, seq)
+	if err := h.tx.QueryRowContext(ctx, selectNewest, e.RepoID).Scan(&newest); err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return a, err
+	}
+	inserted, err := h.tx.ExecContext(ctx, insertEvent, e.ID, e.RepoID, e.Type, micros(e.CreatedAt), deliveries, payload, seq, newest)
 	if err != nil {
 		return a, err
 	}
@@ -57,7 +61,7 @@ func (h hostTx) accept(ctx context.Context, n posthorn.NewEvent) (a posthorn.Acc
 			return a, err
 		}
 	}
-	if _, err := h.tx.ExecContext(ctx, addCounts, e.RepoID, 0, 1); err != nil {
+	if _, err := h.tx.ExecContext(ctx, addEvents, e.RepoID, 1, seq); err != nil {
 		return a, err
 	}
 	e.Seq = seq

@@ -31,10 +31,13 @@ func (s *Store) CreateWebhook(ctx context.Context, w *posthorn.Webhook) error {
 			return err
 		}
 		seq = c.LastInsertRowID()
+		if err := exec(c, "INSERT INTO posthorn_logs (webhook) VALUES (?)", seq); err != nil {
+			return err
+		}
 		if err := changed(c, seq, w.RepoID); err != nil {
 			return err
 		}
-		return count(c, w.RepoID, 1, 0)
+		return countWebhooks(c, w.RepoID, 1)
 	})
 	if err == nil {
 		w.Seq = seq
@@ -91,10 +94,13 @@ func (s *Store) DeleteWebhook(ctx context.Context, repoID, id string) error {
 		if seq == 0 {
 			return errNoWebhook()
 		}
+		if err := exec(c, "UPDATE posthorn_logs SET live = 0 WHERE webhook = ?", seq); err != nil {
+			return err
+		}
 		if err := changed(c, seq, repoID); err != nil {
 			return err
 		}
-		return count(c, repoID, -1, 0)
+		return countWebhooks(c, repoID, -1)
 	})
 }
 
@@ -109,7 +115,7 @@ func (s *Store) Webhook(ctx context.Context, repoID, id string) (w posthorn.Webh
 
 // Webhooks implements [posthorn.Store].
 func (s *Store) Webhooks(ctx context.Context, q posthorn.WebhookQuery) (page posthorn.Page[posthorn.Webhook], err error) {
-	where, total, args := "deleted = 0", "SELECT sum(webhooks) FROM posthorn_repo_counts", []any{}
+	where, total, args := "deleted = 0", "SELECT sum(webhooks) FROM posthorn_repos", []any{}
 	if q.RepoID != "" {
 		where, total, args = where+" AND repo_id = ?", total+" WHERE repo_id = ?", []any{q.RepoID}
 	}
@@ -246,12 +252,10 @@ func findWebhook(c *sqlite.Conn, seq int64) (w liveWebhook, ok bool, err error) 
 	return w, ok, err
 }
 
-const addCounts = `INSERT INTO posthorn_repo_counts (repo_id, webhooks, events) VALUES (?, ?, ?)
-	ON CONFLICT DO UPDATE SET webhooks = webhooks + excluded.webhooks, events = events + excluded.events`
-
-// count adds to a repo's counters.
-func count(c *sqlite.Conn, repoID string, webhooks, events int) error {
-	return exec(c, addCounts, repoID, webhooks, events)
+// countWebhooks adds to the number of a repo's webhooks.
+func countWebhooks(c *sqlite.Conn, repoID string, n int) error {
+	return exec(c, `INSERT INTO posthorn_repos (repo_id, webhooks) VALUES (?, ?)
+		ON CONFLICT DO UPDATE SET webhooks = webhooks + excluded.webhooks`, repoID, n)
 }
 
 // Setting implements [posthorn.Store].

@@ -26,9 +26,13 @@ CREATE TABLE posthorn_changes (
     repo_id TEXT    NOT NULL
 ) STRICT;
 
+-- Events and deliveries are listed newest first by following previous, from the newest one that repos and webhooks know. An
+-- index would do that too, but inserting into the middle of one, for each row, is the most that writing a row would cost.
+
 -- Rows are never updated, because payloads are big. The payload stands last, so that nothing is read past it.
 CREATE TABLE posthorn_events (
     seq        INTEGER PRIMARY KEY, -- from counters
+    previous   INTEGER NOT NULL, -- the repo's event before this one, 0 for none; it may have been pruned
     id         TEXT    NOT NULL,
     repo_id    TEXT    NOT NULL,
     type       TEXT    NOT NULL,
@@ -38,14 +42,13 @@ CREATE TABLE posthorn_events (
 ) STRICT;
 -- The id first: ids are nearly ordered by time, so that the index grows at its end.
 CREATE UNIQUE INDEX posthorn_events_by_id ON posthorn_events (id, repo_id);
-CREATE INDEX posthorn_events_by_repo ON posthorn_events (repo_id, seq);
 
--- The automatic first attempts that a node has in memory and that have no row in the queue: one row for an event, with
--- the webhooks that it has not been settled for yet.
+-- The automatic first attempts that a node has in memory and that have no row in the queue: one row for each batch of events.
+-- It stays until all of them are settled; which ones are already, the log and the queue tell. See promises.go.
 CREATE TABLE posthorn_promises (
-    event    INTEGER PRIMARY KEY,
-    node     INTEGER NOT NULL,
-    webhooks BLOB    NOT NULL -- their seqs as varints
+    event   INTEGER PRIMARY KEY, -- the first one
+    node    INTEGER NOT NULL,
+    entries BLOB    NOT NULL -- events and their webhooks, as varints
 ) STRICT;
 
 -- The key is the order in which a webhook's entries are claimed.
@@ -60,13 +63,14 @@ CREATE TABLE posthorn_queue (
     node    INTEGER, -- NULL while free
     PRIMARY KEY (webhook, lane, due_at, event, run)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX posthorn_queue_by_event ON posthorn_queue (event);
+CREATE INDEX posthorn_queue_by_event ON posthorn_queue (event, webhook);
 
 -- The columns that are filtered by stand before the long ones.
 CREATE TABLE posthorn_deliveries (
     seq             INTEGER PRIMARY KEY, -- from counters
     id              BLOB    NOT NULL, -- a UUID of version 7 with the event's time
     webhook         INTEGER NOT NULL,
+    previous        INTEGER NOT NULL, -- the webhook's delivery before this one, 0 for none; it may have been pruned
     event           INTEGER NOT NULL, -- which may have been pruned
     event_id        TEXT    NOT NULL,
     event_type      TEXT    NOT NULL,
@@ -81,7 +85,6 @@ CREATE TABLE posthorn_deliveries (
     exchange        TEXT    NOT NULL -- JSON
 ) STRICT;
 CREATE UNIQUE INDEX posthorn_deliveries_by_id ON posthorn_deliveries (id);
-CREATE INDEX posthorn_deliveries_by_webhook ON posthorn_deliveries (webhook, seq);
 
 CREATE TABLE posthorn_nodes (
     node        INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -95,16 +98,19 @@ CREATE TABLE posthorn_counters (
 ) STRICT, WITHOUT ROWID;
 INSERT INTO posthorn_counters VALUES ('event', 0), ('delivery', 0), ('run', 0), ('change', 0);
 
--- Counts, so that no total is a scan.
-CREATE TABLE posthorn_repo_counts (
+-- What a listing starts with: the newest row, and counts, so that no total is a scan.
+CREATE TABLE posthorn_repos (
     repo_id  TEXT PRIMARY KEY,
     webhooks INTEGER NOT NULL DEFAULT 0,
-    events   INTEGER NOT NULL DEFAULT 0
+    events   INTEGER NOT NULL DEFAULT 0,
+    newest   INTEGER NOT NULL DEFAULT 0 -- event
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE posthorn_delivery_counts (
+CREATE TABLE posthorn_logs (
     webhook   INTEGER PRIMARY KEY,
-    succeeded INTEGER NOT NULL,
-    failed    INTEGER NOT NULL
+    live      INTEGER NOT NULL DEFAULT 1, -- 0 once the webhook is deleted
+    succeeded INTEGER NOT NULL DEFAULT 0,
+    failed    INTEGER NOT NULL DEFAULT 0,
+    newest    INTEGER NOT NULL DEFAULT 0 -- delivery
 ) STRICT;
 
 CREATE TABLE posthorn_settings (
