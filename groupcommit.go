@@ -245,8 +245,8 @@ func (g *groupCommit) commit() (more bool, err error) {
 	}
 	for _, r := range results {
 		g.committed(r)
-		g.sched.recorded(r)
 	}
+	g.sched.recorded(results)
 	return more, nil
 }
 

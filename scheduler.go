@@ -34,7 +34,7 @@ type scheduler struct {
 	queues map[int64]*queue // by webhook: those with entries, requests in flight or something to remember
 	// Queues that have an entry and may start a request, in the order of their turns, by standing.
 	ready      [standings]ring
-	turn       standing // whose turn it was last
+	last       standing // whose turn it was last
 	used       [standings]usage
 	unrecorded int  // deliveries that are not committed yet
 	starved    bool // something had to wait for lack of bytes
@@ -44,7 +44,14 @@ type scheduler struct {
 	dropped    bool // entries were dropped that have yet to be freed
 	blocked    bool // results can't be recorded now: what were sent meanwhile might be sent again
 	stopped    bool
+	idle       []chan<- turn // workers that wait for something to do
 	workers    sync.WaitGroup
+}
+
+// turn is an entry to be attempted, and the queue that it was in.
+type turn struct {
+	queue *queue
+	entry *Entry
 }
 
 type limits struct {
@@ -86,6 +93,7 @@ const (
 	maxProbePause = 50     // milliseconds between the attempts of a failing webhook: one for each failure in a row, up to this
 	entryBytes    = 256    // what an entry takes besides its payload, about
 	maxRemembered = 10_000 // webhooks without entries whose state is kept
+	maxIdle       = 256    // workers that wait for work, which spares growing a new goroutine's stack for each request
 )
 
 // maxUnrecorded is how many results may wait to be committed before no more attempts start.
@@ -298,15 +306,15 @@ func (s *scheduler) list(q *queue) {
 	s.ready[q.standing].push(q)
 }
 
-// next takes the entry whose turn it is, or returns nil.
-func (s *scheduler) next() (*queue, *Entry) {
+// next takes the entry whose turn it is. Without one its queue is nil.
+func (s *scheduler) next() turn {
 	for {
 		if s.stopped || s.blocked || s.unrecorded >= s.limits.maxUnrecorded() || !time.Now().Before(s.leaseUntil) {
-			return nil, nil
+			return turn{}
 		}
 		q := s.nextQueue()
 		if q == nil {
-			return nil, nil
+			return turn{}
 		}
 		q.listed = false
 		if q.paused || q.used.inFlight >= q.limit || len(q.byHand)+len(q.automatic) == 0 {
@@ -319,23 +327,23 @@ func (s *scheduler) next() (*queue, *Entry) {
 		if q.wanted {
 			s.want(q)
 		}
-		return q, e
+		return turn{q, e}
 	}
 }
 
 // nextQueue takes the queue whose turn it is: the standings take turns, and within each its queues.
 func (s *scheduler) nextQueue() *queue {
 	for tried := standing(0); tried < standings; {
-		s.turn = (s.turn + 1) % standings
-		if !mayUse(s.turn, s.limits.inFlight, s.inFlight(), 1) {
+		s.last = (s.last + 1) % standings
+		if !mayUse(s.last, s.limits.inFlight, s.inFlight(), 1) {
 			tried++
 			continue
 		}
-		q := s.ready[s.turn].pop()
+		q := s.ready[s.last].pop()
 		switch {
 		case q == nil:
 			tried++
-		case q.standing != s.turn: // it proved itself, or failed, while it was listed
+		case q.standing != s.last: // it proved itself, or failed, while it was listed
 			s.ready[q.standing].push(q)
 			tried = 0
 		default:
@@ -359,40 +367,52 @@ func (q *queue) pop() *Entry {
 	return e
 }
 
-// start starts a worker for each entry that may be attempted now.
+// start gives each entry that may be attempted now to a worker.
 func (s *scheduler) start() {
 	for {
-		q, e := s.next()
-		if e == nil {
+		t := s.next()
+		if t.queue == nil {
 			return
 		}
-		s.workers.Go(func() { s.work(q, e) })
+		if n := len(s.idle); n > 0 {
+			s.idle[n-1] <- t
+			s.idle = s.idle[:n-1]
+		} else {
+			s.workers.Go(func() { s.work(t) })
+		}
 	}
 }
 
-// work attempts an entry and then whatever is next, until there is nothing.
-func (s *scheduler) work(q *queue, e *Entry) {
-	for e != nil {
-		r := s.attempt(e)
-		handedBack := s.finish(q, r)
+// work attempts an entry and then whatever is next.
+func (s *scheduler) work(t turn) {
+	turns := make(chan turn, 1) // with room, so that start doesn't wait
+	for ok := true; ok; {
+		r := s.attempt(t.entry)
+		s.mu.Lock()
+		handedBack := s.finish(t.queue, r)
+		t = s.next()
+		wait := t.queue == nil && !s.stopped && len(s.idle) < maxIdle
+		if t.queue != nil {
+			s.start()
+		} else if wait {
+			s.idle = append(s.idle, turns)
+		}
+		s.mu.Unlock()
 		s.record(r)
 		for _, e := range handedBack {
 			s.record(Result{Entry: e, RetryAt: e.DueAt})
 		}
-		s.mu.Lock()
-		q, e = s.next()
-		if e != nil {
-			s.start()
+		if wait {
+			t, ok = <-turns
+		} else {
+			ok = t.queue != nil
 		}
-		s.mu.Unlock()
 	}
 }
 
 // finish takes an attempt's result into account. It returns entries that the webhook may not hold in memory any longer;
 // they are to be recorded as due again.
 func (s *scheduler) finish(q *queue, r Result) (handedBack []*Entry) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.addInFlight(q, -1)
 	if r.Delivery != nil {
 		s.unrecorded++
@@ -453,10 +473,17 @@ func (s *scheduler) shrink(q *queue) (handedBack []*Entry) {
 	return handedBack
 }
 
-// recorded says that a result is committed. Only now are its bytes free: until then it is held in memory.
-func (s *scheduler) recorded(r Result) {
+// recorded says that results are committed. Only now are their bytes free: until then they are held in memory.
+func (s *scheduler) recorded(results []Result) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for _, r := range results {
+		s.resultRecorded(r)
+	}
+	s.start()
+}
+
+func (s *scheduler) resultRecorded(r Result) {
 	q := s.queues[r.Entry.WebhookSeq] // it is there as long as it has bytes
 	s.addBytes(q, -cost(len(r.Entry.Event.Payload)))
 	switch {
@@ -469,7 +496,6 @@ func (s *scheduler) recorded(r Result) {
 		s.setStanding(q, unknown)
 	}
 	s.settle(q)
-	s.start()
 }
 
 // settle forgets a queue that has nothing to do and nothing worth remembering, and some other one where too much is
@@ -516,6 +542,10 @@ func (s *scheduler) stop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stopped = true
+	for _, turns := range s.idle {
+		close(turns)
+	}
+	s.idle = nil
 }
 
 // ring is a first-in-first-out list of queues.
