@@ -209,11 +209,8 @@ func (d *Dispatcher) Stop(ctx context.Context) error {
 
 // Ready returns nil while the Dispatcher takes work, and otherwise the reason why it doesn't.
 func (d *Dispatcher) Ready() error {
-	switch d.state.Load() {
-	case stateNew:
-		return Errorf(CodeUnavailable, "the dispatcher is not started")
-	case stateStopped:
-		return Errorf(CodeUnavailable, "the dispatcher is stopping")
+	if err := d.running(); err != nil {
+		return err
 	}
 	if !d.sched.leased() {
 		return Errorf(CodeUnavailable, "the node has no lease: the store can't be written, see the log")

@@ -20,6 +20,8 @@
 //
 //	receipt, err := d.Dispatch(ctx, posthorn.Event{RepoID: "r1", Type: "push", Payload: musehub.PushPayload{RepoID: "r1"}})
 //
+// [Dispatcher.DispatchBatch] does the same for many events at once, all or none.
+//
 // # What is promised
 //
 // Accepted means durable: when Dispatch has returned, the event and its queue entries are committed and fsynced, and no

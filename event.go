@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"reflect"
 	"strings"
@@ -29,6 +30,12 @@ type Event struct {
 	// else is marshalled compactly by encoding/json, without escaping HTML.
 	Payload any
 }
+
+// What [Dispatcher.DispatchBatch] takes.
+const (
+	MaxBatch      = 1000     // events
+	MaxBatchBytes = 16 << 20 // of payload in all
+)
 
 // Receipt is the answer to an accepted event: from here on it will be delivered, whatever crashes.
 type Receipt struct {
@@ -77,6 +84,106 @@ func (d *Dispatcher) Dispatch(ctx context.Context, e Event) (Receipt, error) {
 		}
 	}
 	return d.accept(ctx, event, TriggerAutomatic, webhooks)
+}
+
+// DispatchBatch is [Dispatcher.Dispatch] for 1 to [MaxBatch] events, of any repos, with at most [MaxBatchBytes] of payload in
+// all: they are accepted in one commit, all or none. The receipts are in the order of the events, and so are first attempts.
+//
+// The error for a single event names its index, counted from 0, in front of the field: "events[3].payload". Where an ID is
+// there twice with the same content, the second is a duplicate of the first.
+func (d *Dispatcher) DispatchBatch(ctx context.Context, events []Event) ([]Receipt, error) {
+	if len(events) == 0 || len(events) > MaxBatch {
+		return nil, invalid("events", "there are %d: a batch has 1 to %d", len(events), MaxBatch)
+	}
+	prepared, err := d.prepareAll(ctx, events)
+	if err != nil {
+		return nil, err
+	}
+	receipts := make([]Receipt, len(events))
+	var wanted []acceptance
+	var indexes []int // of those that are wanted
+	for i, event := range prepared {
+		// Events alike go to the same webhooks, whatever is changed at this moment.
+		var webhooks []DueWebhook
+		if n := len(wanted); n > 0 && wanted[n-1].event.RepoID == event.RepoID && wanted[n-1].event.Type == event.Type {
+			webhooks = wanted[n-1].webhooks
+		} else if webhooks, err = d.match(ctx, event); err != nil {
+			return nil, err
+		}
+		if len(webhooks) > 0 {
+			event.Deliveries = len(webhooks)
+			wanted = append(wanted, acceptance{event: event, trigger: TriggerAutomatic, webhooks: webhooks})
+			indexes = append(indexes, i)
+		} else if receipts[i], err = d.unwanted(ctx, event, events[i].ID != ""); err != nil {
+			return nil, ofBatch(i, err)
+		}
+	}
+	if err := d.acceptAll(ctx, wanted); err != nil {
+		if e, ok := errors.AsType[batchError](err); ok {
+			return nil, ofBatch(indexes[e.index], e.error)
+		}
+		return nil, err
+	}
+	for i, index := range indexes {
+		receipts[index] = wanted[i].receipt
+	}
+	return receipts, nil
+}
+
+// prepareAll checks the events of a batch and settles their ids, times and bytes.
+func (d *Dispatcher) prepareAll(ctx context.Context, events []Event) ([]*AcceptedEvent, error) {
+	type name struct{ repoID, id string }
+	named := map[name]*AcceptedEvent{}
+	prepared := make([]*AcceptedEvent, len(events))
+	size := 0
+	for i, e := range events {
+		if i == 0 || e.RepoID != events[i-1].RepoID {
+			if err := d.checkRepo(ctx, e.RepoID); err != nil {
+				return nil, ofBatch(i, err)
+			}
+		}
+		event, err := d.newEvent(e)
+		if err != nil {
+			return nil, ofBatch(i, err)
+		}
+		if size += len(event.Payload); size > MaxBatchBytes {
+			return nil, &Error{Code: CodeTooLarge, Field: "events", Message: fmt.Sprintf("their payloads have more than %d bytes in all", MaxBatchBytes)}
+		}
+		prepared[i] = event
+		if e.ID == "" {
+			continue
+		}
+		switch first := named[name{e.RepoID, e.ID}]; {
+		case first == nil:
+			named[name{e.RepoID, e.ID}] = event
+		case !first.sameAs(event):
+			return nil, ofBatch(i, errConflict("an event before it in the batch has this ID, with another type or payload"))
+		}
+	}
+	return prepared, nil
+}
+
+// ofBatch names the event that an error is about. One that is about none stays what it is.
+func ofBatch(index int, err error) error {
+	e, ok := errors.AsType[*Error](err)
+	if !ok {
+		return err
+	}
+	field := e.Field
+	switch e.Code {
+	case CodeConflict:
+		field = "eventId" // which a store doesn't name
+	case CodeNotFound:
+		field = "repoId"
+	case CodeInvalid, CodeTooLarge:
+	default:
+		return err
+	}
+	named := *e
+	if named.Field = fmt.Sprintf("events[%d]", index); field != "" {
+		named.Field += "." + field
+	}
+	return &named
 }
 
 // DispatchTx accepts an event in a transaction of the host's own, which the store makes a [Tx] of: it is delivered if and
@@ -150,12 +257,19 @@ func (d *Dispatcher) unwanted(ctx context.Context, event *AcceptedEvent, named b
 		return Receipt{EventID: event.ID}, nil
 	case err != nil:
 		return Receipt{}, err
-	case first.Type != event.Type || !bytes.Equal(first.Payload, event.Payload):
-		return Receipt{}, &Error{
-			Code: CodeConflict, Field: "eventId", Message: "the repo has an event of this ID with another type or payload",
-		}
+	case !first.sameAs(event):
+		return Receipt{}, errConflict("the repo has an event of this ID with another type or payload")
 	}
 	return Receipt{EventID: first.ID, Deliveries: first.Deliveries, Duplicate: true}, nil
+}
+
+// sameAs compares events that have the same ID.
+func (e *AcceptedEvent) sameAs(other *AcceptedEvent) bool {
+	return e.Type == other.Type && bytes.Equal(e.Payload, other.Payload)
+}
+
+func errConflict(message string) error {
+	return &Error{Code: CodeConflict, Field: "eventId", Message: message}
 }
 
 // Ping sends an event of type [EventPing] to one webhook, whatever it subscribes to and even when it is inactive.
@@ -181,11 +295,8 @@ type pingPayload struct {
 func (d *Dispatcher) accept(ctx context.Context, event *AcceptedEvent, trigger Trigger, webhooks []DueWebhook) (Receipt, error) {
 	d.accepting.RLock()
 	defer d.accepting.RUnlock()
-	switch d.state.Load() {
-	case stateNew:
-		return Receipt{}, Errorf(CodeUnavailable, "the dispatcher is not started")
-	case stateStopped:
-		return Receipt{}, Errorf(CodeUnavailable, "the dispatcher is stopping")
+	if err := d.running(); err != nil {
+		return Receipt{}, err
 	}
 	if len(webhooks) == 0 {
 		return Receipt{EventID: event.ID}, nil
@@ -194,11 +305,36 @@ func (d *Dispatcher) accept(ctx context.Context, event *AcceptedEvent, trigger T
 	return d.commits.accept(ctx, event, trigger, webhooks)
 }
 
+// acceptAll is accept for several events, all or none.
+func (d *Dispatcher) acceptAll(ctx context.Context, events []acceptance) error {
+	d.accepting.RLock()
+	defer d.accepting.RUnlock()
+	if err := d.running(); err != nil || len(events) == 0 {
+		return err
+	}
+	return d.commits.acceptAll(ctx, events)
+}
+
+func (d *Dispatcher) running() error {
+	switch d.state.Load() {
+	case stateNew:
+		return Errorf(CodeUnavailable, "the dispatcher is not started")
+	case stateStopped:
+		return Errorf(CodeUnavailable, "the dispatcher is stopping")
+	}
+	return nil
+}
+
 // prepare checks an event and settles its id, time and bytes.
 func (d *Dispatcher) prepare(ctx context.Context, e Event) (*AcceptedEvent, error) {
 	if err := d.checkRepo(ctx, e.RepoID); err != nil {
 		return nil, err
 	}
+	return d.newEvent(e)
+}
+
+// newEvent is prepare without a look at the repo.
+func (d *Dispatcher) newEvent(e Event) (*AcceptedEvent, error) {
 	if !d.knows(e.Type) {
 		return nil, invalid("eventType", "unknown event type %.128q; the valid ones are %s", e.Type, strings.Join(d.EventTypes(), ", "))
 	}

@@ -22,10 +22,9 @@ const (
 	enoughResults   = 256 // don't wait for more
 	maxBatchEvents  = 512
 	maxBatchResults = 1024
-	maxBatchBytes   = 16 << 20 // of the events' payloads
 	// What may wait for its commit. More is refused, until the store has caught up.
 	maxWaitingEvents = 16 * maxBatchEvents
-	maxWaitingBytes  = 4 * maxBatchBytes
+	maxWaitingBytes  = 4 * MaxBatchBytes
 )
 
 // groupCommit writes events and results to the store, many in one transaction: while one batch is being committed the
@@ -39,14 +38,23 @@ type groupCommit struct {
 	// committed is called for each result once it is committed, in the order of the log.
 	committed func(Result)
 
-	signal chan struct{} // something was added
-	mu     sync.Mutex
-	events []*acceptance
-	bytes  int  // of the events' payloads
-	alone  bool // results are to be tried without events, one of which may be at fault
-	ended  bool // nobody commits any more
+	signal  chan struct{} // something was added
+	mu      sync.Mutex
+	waiting []*submission
+	events  int  // of those
+	bytes   int  // of the events' payloads
+	alone   bool // results are to be tried without events, one of which may be at fault
+	ended   bool // nobody commits any more
 	// results are those that wait to be committed; the scheduler's limit of unrecorded ones bounds them.
 	results []Result
+}
+
+// submission is what a caller waits for: an event, or several that are accepted all or none.
+type submission struct {
+	events []acceptance
+	one    [1]acceptance // what events is made of where it is one
+	bytes  int           // of the events' payloads
+	answer chan error    // once the events have their receipts, or won't get any
 }
 
 // acceptance is an event on its way into the store.
@@ -55,12 +63,13 @@ type acceptance struct {
 	trigger  Trigger
 	webhooks []DueWebhook
 	reserved []bool // by webhook: there is a place for its entry in memory
-	answer   chan answer
+	receipt  Receipt
 }
 
-type answer struct {
-	receipt Receipt
-	err     error
+// batchError is what was wrong with one event of several, by its index in the submission.
+type batchError struct {
+	index int
+	error
 }
 
 func newGroupCommit(store Store, node func() int64) *groupCommit {
@@ -69,30 +78,49 @@ func newGroupCommit(store Store, node func() int64) *groupCommit {
 
 // accept commits an event for webhooks, of which there is at least one.
 func (g *groupCommit) accept(ctx context.Context, event *AcceptedEvent, trigger Trigger, webhooks []DueWebhook) (Receipt, error) {
-	a := &acceptance{event: event, trigger: trigger, webhooks: webhooks, answer: make(chan answer, 1)}
-	if err := g.add(a); err != nil {
+	s := &submission{one: [1]acceptance{{event: event, trigger: trigger, webhooks: webhooks}}}
+	s.events = s.one[:]
+	if err := g.submit(ctx, s); err != nil {
 		return Receipt{}, err
+	}
+	return s.one[0].receipt, nil
+}
+
+// acceptAll commits events for webhooks, all or none. Each gets its receipt, unless there is an error; that of a single event
+// is a batchError.
+func (g *groupCommit) acceptAll(ctx context.Context, events []acceptance) error {
+	return g.submit(ctx, &submission{events: events})
+}
+
+func (g *groupCommit) submit(ctx context.Context, s *submission) error {
+	s.answer = make(chan error, 1)
+	for i := range s.events {
+		s.bytes += len(s.events[i].event.Payload)
+	}
+	if err := g.add(s); err != nil {
+		return err
 	}
 	g.wake()
 	select {
-	case answer := <-a.answer:
-		return answer.receipt, answer.err
+	case err := <-s.answer:
+		return err
 	case <-ctx.Done():
-		return Receipt{}, ctx.Err() // it may be accepted all the same
+		return ctx.Err() // it may be accepted all the same
 	}
 }
 
-func (g *groupCommit) add(a *acceptance) error {
+func (g *groupCommit) add(s *submission) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
 	case g.ended:
 		return Errorf(CodeUnavailable, "the dispatcher is stopping")
-	case len(g.events) >= maxWaitingEvents, g.bytes > maxWaitingBytes:
+	case g.events >= maxWaitingEvents, g.bytes > maxWaitingBytes:
 		return Errorf(CodeUnavailable, "too many events wait to be written: the store is slower than they come")
 	}
-	g.events = append(g.events, a)
-	g.bytes += len(a.event.Payload)
+	g.waiting = append(g.waiting, s)
+	g.events += len(s.events)
+	g.bytes += s.bytes
 	return nil
 }
 
@@ -141,13 +169,13 @@ func (g *groupCommit) run(ctx context.Context) {
 func (g *groupCommit) urgent() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return len(g.events) > 0 || len(g.results) >= enoughResults
+	return len(g.waiting) > 0 || len(g.results) >= enoughResults
 }
 
 func (g *groupCommit) hasEvents() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return len(g.events) > 0
+	return len(g.waiting) > 0
 }
 
 // drain commits what is left at the end, for as long as the store takes it. Afterwards no event is left without an answer.
@@ -163,10 +191,10 @@ func (g *groupCommit) drain() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.ended = true
-	for _, a := range g.events {
-		a.answer <- answer{err: Errorf(CodeUnavailable, "the dispatcher is stopping")}
+	for _, s := range g.waiting {
+		s.answer <- Errorf(CodeUnavailable, "the dispatcher is stopping")
 	}
-	g.events = nil
+	g.waiting = nil
 }
 
 // notNow makes the store's failure to write a batch, or its refusal because the node's lease was lost, an error for
@@ -192,21 +220,22 @@ func isUncertain(err error) bool {
 
 // commit commits one batch and reports whether there was more than fits into one.
 func (g *groupCommit) commit() (more bool, err error) {
-	events, results, more := g.take()
-	if len(events)+len(results) == 0 {
+	submissions, events, results, more := g.take()
+	if events+len(results) == 0 {
 		return false, nil
 	}
 	// Not even Stop interrupts a commit: whether it was one would be unknown.
 	ctx, cancel := context.WithTimeout(context.Background(), storeTimeout)
 	defer cancel()
-	batch := Batch{Node: g.node(), Results: results}
-	for _, a := range events {
-		a.reserved = g.sched.reserve(a.trigger, a.webhooks, len(a.event.Payload))
-		targets := make([]Target, len(a.webhooks))
-		for i, w := range a.webhooks {
-			targets[i] = Target{WebhookSeq: w.Seq, Leased: a.reserved[i]}
+	batch := Batch{Node: g.node(), Results: results, Events: make([]NewEvent, 0, events)}
+	for n, s := range submissions {
+		group := 0
+		if len(s.events) > 1 {
+			group = n + 1
 		}
-		batch.Events = append(batch.Events, NewEvent{Event: a.event, Targets: targets, Trigger: a.trigger})
+		for i := range s.events {
+			batch.Events = append(batch.Events, g.newEvent(&s.events[i], group))
+		}
 	}
 	committing := true // guarded by mu
 	slow := time.AfterFunc(slowCommit, func() {
@@ -225,23 +254,19 @@ func (g *groupCommit) commit() (more bool, err error) {
 	if err != nil {
 		g.mu.Lock()
 		g.results = append(results, g.results...)
-		g.alone = len(results) > 0 && len(events) > 0
+		g.alone = len(results) > 0 && events > 0
 		g.mu.Unlock()
 		g.failed("commit events and results", err)
-		for _, a := range events {
-			g.sched.unreserve(a.webhooks, len(a.event.Payload), a.reserved)
-			a.answer <- answer{err: notNow(err)}
+		for _, s := range submissions {
+			g.unreserve(s)
+			s.answer <- notNow(err)
 		}
 		return more, err
 	}
-	for i, a := range events {
-		got := acceptances[i]
-		if got.Err != nil || got.Duplicate {
-			g.sched.unreserve(a.webhooks, len(a.event.Payload), a.reserved)
-		} else {
-			g.sched.accepted(a, batch.Node)
-		}
-		a.answer <- answer{Receipt{EventID: a.event.ID, Deliveries: got.Deliveries, Duplicate: got.Duplicate}, got.Err}
+	for _, s := range submissions {
+		n := len(s.events)
+		s.answer <- g.settle(s, acceptances[:n], batch.Node)
+		acceptances = acceptances[n:]
 	}
 	for _, r := range results {
 		g.committed(r)
@@ -250,26 +275,72 @@ func (g *groupCommit) commit() (more bool, err error) {
 	return more, nil
 }
 
-// take takes what goes into one batch.
-func (g *groupCommit) take() (events []*acceptance, results []Result, more bool) {
+// newEvent reserves places for an event's entries, as far as there are any.
+func (g *groupCommit) newEvent(a *acceptance, group int) NewEvent {
+	a.reserved = g.sched.reserve(a.trigger, a.webhooks, len(a.event.Payload))
+	targets := make([]Target, len(a.webhooks))
+	for i, w := range a.webhooks {
+		targets[i] = Target{WebhookSeq: w.Seq, Leased: a.reserved[i]}
+	}
+	return NewEvent{Event: a.event, Targets: targets, Trigger: a.trigger, Group: group}
+}
+
+func (g *groupCommit) unreserve(s *submission) {
+	for i := range s.events {
+		a := &s.events[i]
+		g.sched.unreserve(a.webhooks, len(a.event.Payload), a.reserved)
+	}
+}
+
+// settle hands over to the scheduler what became of a submission's events, and returns what to answer.
+func (g *groupCommit) settle(s *submission, got []Acceptance, node int64) error {
+	for i := range got {
+		if err := got[i].Err; err != nil {
+			g.unreserve(s)
+			if len(s.events) > 1 {
+				err = batchError{i, err}
+			}
+			return err
+		}
+	}
+	for i := range s.events {
+		a := &s.events[i]
+		if got[i].Duplicate {
+			g.sched.unreserve(a.webhooks, len(a.event.Payload), a.reserved)
+		} else {
+			g.sched.accepted(a, node)
+		}
+		a.receipt = Receipt{EventID: a.event.ID, Deliveries: got[i].Deliveries, Duplicate: got[i].Duplicate}
+	}
+	return nil
+}
+
+// take takes what goes into one batch. No submission is split, so one alone may be more than fits otherwise.
+func (g *groupCommit) take() (submissions []*submission, events int, results []Result, more bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	n, bytes := 0, 0
 	alone := g.alone && len(g.results) > 0
 	g.alone = false
-	for !alone && n < len(g.events) && n < maxBatchEvents && bytes < maxBatchBytes {
-		bytes += len(g.events[n].event.Payload)
+	for !alone && n < len(g.waiting) && bytes < MaxBatchBytes {
+		s := g.waiting[n]
+		if n > 0 && events+len(s.events) > maxBatchEvents {
+			break
+		}
+		events += len(s.events)
+		bytes += s.bytes
 		n++
 	}
-	events, g.events = g.events[:n:n], g.events[n:]
+	submissions, g.waiting = g.waiting[:n:n], g.waiting[n:]
+	g.events -= events
 	g.bytes -= bytes
-	if len(g.events) == 0 {
-		g.events = nil // lets go of the array
+	if len(g.waiting) == 0 {
+		g.waiting = nil // lets go of the array
 	}
 	n = min(len(g.results), maxBatchResults)
 	results, g.results = g.results[:n:n], g.results[n:]
 	if len(g.results) == 0 {
 		g.results = nil
 	}
-	return events, results, len(g.events)+len(g.results) > 0
+	return submissions, events, results, len(g.waiting)+len(g.results) > 0
 }

@@ -48,7 +48,7 @@ type Store interface {
 	Changes(ctx context.Context, since int64) (Changes, error)
 
 	// Commit accepts events and records results, all in one transaction with one fsync. What is wrong with a single
-	// event is in its own acceptance and harms nothing else in the batch.
+	// event is in its own acceptance and harms nothing else in the batch, but for its own group (see [NewEvent]).
 	// It sets the Seq of events, for a duplicate that of the first, and of deliveries that the log has then.
 	// CodeConflict when the batch's node has no lease any more: it was released.
 	// Committing a batch again after an error whose outcome is unknown is safe: results are recorded once, and an event
@@ -170,6 +170,10 @@ type NewEvent struct {
 	// Trigger is TriggerAutomatic or TriggerPing. Entries of other than automatic ones have a row of their own
 	// (Queued) from the start.
 	Trigger Trigger
+	// Group makes events of a batch belong together: those with the same number, which follow each other, are accepted all
+	// or none. Where one has an Err none was accepted, and the acceptances of those without are zero. A duplicate is
+	// no error. Zero: the event is on its own.
+	Group int
 }
 
 // Target is a webhook that an event goes to. Its entry is of run 0 and attempt 1, and due when the event was created.

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -49,6 +50,24 @@ type receiptJSON struct {
 	Deliveries int    `json:"deliveries" doc:"How many webhooks it goes to; with none, nothing is stored"`
 }
 
+// newEventsJSON is the body that posts events together.
+type newEventsJSON struct {
+	_      struct{}       `additionalProperties:"false"`
+	Events []newEventJSON `json:"events" minItems:"1" maxItems:"1000" nullable:"false"`
+}
+
+// batchReceiptJSON is the answer for one of them.
+type batchReceiptJSON struct {
+	EventID    string `json:"eventId"`
+	Deliveries int    `json:"deliveries" doc:"How many webhooks it goes to; with none, nothing is stored"`
+	Duplicate  bool   `json:"duplicate" doc:"It was posted before, or stands in the batch before: the first answer again"`
+}
+
+// batchReceiptsJSON is the answer to accepted events.
+type batchReceiptsJSON struct {
+	Events []batchReceiptJSON `json:"events" nullable:"false" doc:"In the order of the request"`
+}
+
 // eventTypesJSON lists the valid types of events.
 type eventTypesJSON struct {
 	EventTypes []string `json:"eventTypes" nullable:"false"`
@@ -62,6 +81,16 @@ type postEventInput struct {
 type postEventOutput struct {
 	Status int
 	Body   receiptJSON
+}
+
+type postEventsInput struct {
+	RepoID string `path:"repoId"`
+	jsonBody[newEventsJSON]
+}
+
+type postEventsOutput struct {
+	Status int
+	Body   batchReceiptsJSON
 }
 
 type listEventsInput struct {
@@ -88,6 +117,17 @@ func (s *server) registerEvents() {
 		},
 	}, eventsWrite, s.postEvent)
 	operation(s, huma.Operation{
+		OperationID: "postEvents", Method: http.MethodPost, Path: "/repos/{repoId}/events:batch", Tags: tags,
+		Summary: "Post a batch of events", DefaultStatus: http.StatusAccepted,
+		MaxBodyBytes: posthorn.MaxBatchBytes + maxBatchEnvelope,
+		Description: "They are stored in one go, all or none. One that is invalid, too large or in conflict fails all, and the error's " +
+			"field names it by its index, counted from 0: events[3].payload. Each payload has the limit that it has alone, and " +
+			"all of them together 16 MiB. First attempts start in the order of the batch.",
+		Responses: map[string]*huma.Response{
+			"200": jsonResponse[batchReceiptsJSON](s, "Every event was posted before: the first answers again"),
+		},
+	}, eventsWrite, s.postEvents)
+	operation(s, huma.Operation{
 		OperationID: "listEvents", Method: http.MethodGet, Path: "/repos/{repoId}/events", Tags: tags,
 		Summary: "List events", Description: "The newest first.",
 	}, eventsRead, s.listEvents)
@@ -102,12 +142,9 @@ func (s *server) registerEvents() {
 }
 
 func (s *server) postEvent(ctx context.Context, in *postEventInput) (*postEventOutput, error) {
-	event := posthorn.Event{RepoID: in.RepoID, Type: in.body.EventType, Payload: in.body.Payload}
-	if id := in.body.EventID; id != nil {
-		if *id == "" { // the dispatcher would take it for none
-			return nil, invalid("eventId", "it is empty: leave it out to get a new one")
-		}
-		event.ID = *id
+	event, err := newEvent(in.RepoID, &in.body)
+	if err != nil {
+		return nil, err
 	}
 	receipt, err := s.dispatcher.Dispatch(ctx, event)
 	if err != nil {
@@ -118,6 +155,48 @@ func (s *server) postEvent(ctx context.Context, in *postEventInput) (*postEventO
 		status = http.StatusOK
 	}
 	return &postEventOutput{status, receiptJSON{receipt.EventID, receipt.Deliveries}}, nil
+}
+
+func (s *server) postEvents(ctx context.Context, in *postEventsInput) (*postEventsOutput, error) {
+	events := make([]posthorn.Event, len(in.body.Events))
+	for i := range events {
+		var err error
+		if events[i], err = newEvent(in.RepoID, &in.body.Events[i]); err != nil {
+			return nil, ofItem("events", i, err)
+		}
+	}
+	receipts, err := s.dispatcher.DispatchBatch(ctx, events)
+	if err != nil {
+		if e, ok := errors.AsType[*posthorn.Error](err); ok && e.Field == "events[0].repoId" { // it is that of all, and in the path
+			ofAll := *e
+			ofAll.Field = ""
+			if e.Code == posthorn.CodeInvalid {
+				ofAll.Field = "repoId"
+			}
+			return nil, &ofAll
+		}
+		return nil, err
+	}
+	out := &postEventsOutput{http.StatusOK, batchReceiptsJSON{make([]batchReceiptJSON, len(receipts))}}
+	for i, r := range receipts {
+		out.Body.Events[i] = batchReceiptJSON{r.EventID, r.Deliveries, r.Duplicate}
+		if !r.Duplicate {
+			out.Status = http.StatusAccepted
+		}
+	}
+	return out, nil
+}
+
+// newEvent is the event that a body posts.
+func newEvent(repoID string, body *newEventJSON) (posthorn.Event, error) {
+	event := posthorn.Event{RepoID: repoID, Type: body.EventType, Payload: body.Payload}
+	if body.EventID != nil {
+		if *body.EventID == "" { // the dispatcher would take it for none
+			return event, invalid("eventId", "it is empty: leave it out to get a new one")
+		}
+		event.ID = *body.EventID
+	}
+	return event, nil
 }
 
 func (s *server) listEvents(ctx context.Context, in *listEventsInput) (*output[eventListJSON], error) {

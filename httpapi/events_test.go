@@ -4,6 +4,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -78,6 +79,86 @@ func TestPostEvent(t *testing.T) {
 		problem(http.StatusUnprocessableEntity, `unknown field "id": the fields are eventType, payload, eventId`, "")
 	api.do("POST", path, "{\"eventType\": \"push\", \"payload\": \"\xc3\"}").problem(http.StatusUnprocessableEntity, "UTF-8", "")
 	<-api.made
+}
+
+func TestPostEvents(t *testing.T) {
+	api := startAPI(t, posthorn.Config{MaxPayload: 1000})
+	const path = "/api/v1/repos/r1/events:batch"
+	bodies := make(chan string, len(payloads))
+	url := receiver(t, func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		bodies <- string(body)
+	})
+	api.webhook(`{"url": "` + url + `", "events": ["push"]}`)
+
+	// Payloads go out unchanged, whatever stands around them.
+	var items, want, got []string
+	for _, payload := range payloads {
+		items = append(items, "{\n\t\"payload\" :  "+payload+`, "eventType":"p\u0075sh"}`)
+		want = append(want, payload)
+	}
+	a := api.do("POST", path, ` {"events" : [ `+strings.Join(items, " , ")+` ]}`)
+	api.matches("postEvents", a)
+	if receipts := a.ok(http.StatusAccepted)["events"].([]any); len(receipts) != len(payloads) {
+		t.Errorf("%d receipts", len(receipts))
+	}
+	for range payloads {
+		got = append(got, <-bodies)
+		<-api.made
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+
+	post := func(status int, body, want string) {
+		t.Helper()
+		a := api.do("POST", path, body)
+		api.matches("postEvents", a)
+		a.ok(status)
+		if got := strings.TrimSpace(string(a.body)); got != `{"events":[`+want+`]}` {
+			t.Errorf("the answer is %s", got)
+		}
+	}
+	const e1, lonely = `{"eventId":"e1","eventType":"push","payload":1}`, `{"eventId":"e0","eventType":"tag","payload":1}`
+	post(http.StatusAccepted, `{"events":[`+lonely+`,`+e1+`,`+e1+`]}`, `{"eventId":"e0","deliveries":0,"duplicate":false},`+
+		`{"eventId":"e1","deliveries":1,"duplicate":false},{"eventId":"e1","deliveries":1,"duplicate":true}`)
+	<-api.made
+	post(http.StatusOK, `{"events":[`+e1+`]}`, `{"eventId":"e1","deliveries":1,"duplicate":true}`)
+
+	for _, test := range []struct {
+		item   string
+		status int
+		field  string
+	}{
+		{`{"payload": {}}`, 422, ".eventType"},
+		{`{"eventType": "push"}`, 422, ".payload"},
+		{`{"eventType": null, "payload": {}}`, 422, ".eventType"},
+		{`{"eventType": "pull", "payload": {}}`, 422, ".eventType"},
+		{`{"eventType": "push", "payload": {}, "eventId": ""}`, 422, ".eventId"},
+		{`{"eventType": "push", "payload": {}, "eventId": 1}`, 422, ".eventId"},
+		{`{"eventType": "push", "payload": {}, "eventId": "a.b"}`, 422, ".eventId"},
+		{`{"eventType": "push", "payload": {}, "payload": {}}`, 422, ".payload"},
+		{`{"eventType": "push", "payload": {}, "id": "e2"}`, 422, ""},
+		{`null`, 422, ""},
+		{`[]`, 422, ""},
+		{`{"eventType": "push", "payload": 2, "eventId": "e1"}`, 409, ".eventId"},
+		{`{"eventType": "push", "payload": "` + strings.Repeat("x", 1000) + `"}`, 413, ".payload"},
+	} {
+		field := "events[1]" + test.field
+		api.do("POST", path, `{"events":[{"eventType":"push","payload":1},`+test.item+`]}`).problem(test.status, field+": ", field)
+	}
+	for _, body := range []string{`{}`, `{"events":null}`, `{"events":{}}`, `{"events":"x"}`, `{"events":[]}`, `{"events":[` + strings.Repeat(e1+",", 1000) + e1 + `]}`} {
+		api.do("POST", path, body).problem(http.StatusUnprocessableEntity, "events: ", "events")
+	}
+	api.do("POST", path, `[`+e1+`]`).problem(http.StatusUnprocessableEntity, "object", "")
+	api.do("POST", path, `{"events":[`+e1+`,]}`).problem(http.StatusBadRequest, "not valid JSON", "")
+	api.do("POST", path, strings.Repeat(" ", 17<<20)+"{}").problem(http.StatusRequestEntityTooLarge, "17825792", "")
+	api.do("POST", "/api/v1/repos/"+strings.Repeat("x", 300)+"/events:batch", `{"events":[`+e1+`]}`).problem(http.StatusUnprocessableEntity, "repoId: ", "repoId")
+	if n := api.do("GET", "/api/v1/repos/r1/events", "").ok(http.StatusOK)["total"]; n != float64(len(payloads)+1) {
+		t.Errorf("%v events are stored", n)
+	}
 }
 
 func TestListEvents(t *testing.T) {

@@ -26,7 +26,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // testAPI is the API on a real server, over a real Dispatcher and store.
 type testAPI struct {
 	*server
-	t      *testing.T
+	t      testing.TB
 	url    string
 	client *http.Client
 	logged *logBuffer
@@ -35,7 +35,7 @@ type testAPI struct {
 }
 
 // startAPI starts everything. Deliveries may go to receivers on 127.0.0.1.
-func startAPI(t *testing.T, cfg posthorn.Config) *testAPI {
+func startAPI(t testing.TB, cfg posthorn.Config) *testAPI {
 	t.Helper()
 	api := newTestAPI(t, cfg)
 	if err := api.dispatcher.Start(t.Context()); err != nil {
@@ -45,7 +45,7 @@ func startAPI(t *testing.T, cfg posthorn.Config) *testAPI {
 }
 
 // newTestAPI is startAPI without starting the Dispatcher.
-func newTestAPI(t *testing.T, cfg posthorn.Config) *testAPI {
+func newTestAPI(t testing.TB, cfg posthorn.Config) *testAPI {
 	t.Helper()
 	api := &testAPI{t: t, logged: &logBuffer{}, made: make(chan posthorn.Delivery, 100)}
 	store, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "posthorn.db"))
@@ -82,7 +82,7 @@ func newTestAPI(t *testing.T, cfg posthorn.Config) *testAPI {
 
 // answer is what the API answered.
 type answer struct {
-	t      *testing.T
+	t      testing.TB
 	status int
 	header http.Header
 	body   []byte

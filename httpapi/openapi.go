@@ -119,6 +119,10 @@ func operation[I, O any](s *server, op huma.Operation, need scope, handler func(
 // checkQuery refuses queries of which huma would silently take a part: malformed ones, and repeated parameters.
 func checkQuery(ctx huma.Context, next func(huma.Context)) {
 	r, w := humago.Unwrap(ctx)
+	if r.URL.RawQuery == "" {
+		next(ctx)
+		return
+	}
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		newProblem(http.StatusBadRequest, "the query is malformed: %v", err).write(w)

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -10,48 +11,34 @@ import (
 )
 
 // Commit implements [posthorn.Store]. It takes two round trips, of which the second is the COMMIT, unless something in the
-// batch was there already.
+// batch was there already. Where a group is at fault all is rolled back and done again without it.
 func (s *Store) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Acceptance, error) {
 	r, err := encodeResults(b.Results)
 	if err != nil {
 		return nil, err
 	}
-	a := encodeEvents(b)
-	err = s.withPartitions(ctx, r.days, func() error {
-		return s.write(ctx, func(ctx context.Context, t *transaction) error {
-			a.reset()
-			r.reset()
-			err := t.run(ctx, func(q *batch) {
-				// A host's open transaction that has the same event must not hold up the whole batch.
-				q.queue("SELECT set_config('lock_timeout', '2s', true)")
-				fence(q, b.Node)
-				a.insert(q, b.Node)
-				r.settle(q, b.Node)
-				r.log(q)
+	acceptances := make([]posthorn.Acceptance, len(b.Events))
+	refused := map[int]bool{} // groups
+	var a *newEvents
+	for a == nil || errors.Is(err, errRefused) {
+		a = encodeEvents(b, refused)
+		err = s.withPartitions(ctx, r.days, func() error {
+			return s.write(ctx, func(ctx context.Context, t *transaction) error {
+				if err := writeBatch(ctx, t, b.Node, a, r); err != nil {
+					return err
+				}
+				return a.refuse(refused, acceptances)
 			})
-			if err != nil || len(a.repeated) == 0 && !r.unlogged() {
-				return err
-			}
-			err = t.run(ctx, func(q *batch) {
-				a.compare(q)
-				r.find(q)
-			})
-			if err == nil && slices.ContainsFunc(a.repeated, func(i int) bool { return a.outcomes[i] == nil }) {
-				return errAgain // the first one was pruned meanwhile
-			}
-			if err == nil && r.otherwise {
-				return errAgain
-			}
-			return err
 		})
-	})
+	}
 	if err != nil {
 		return nil, err
 	}
 	r.tell()
-	acceptances := make([]posthorn.Acceptance, len(b.Events))
 	for i, outcome := range a.outcomes {
-		acceptances[i] = outcome.acceptance(b.Events[i].Event)
+		if outcome != nil {
+			acceptances[i] = outcome.acceptance(b.Events[i].Event)
+		}
 	}
 	for i := range b.Events {
 		for _, t := range b.Events[i].Targets {
@@ -68,6 +55,34 @@ func (s *Store) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Accept
 	return acceptances, nil
 }
 
+// writeBatch does what there is to do within one transaction.
+func writeBatch(ctx context.Context, t *transaction, node int64, a *newEvents, r *results) error {
+	a.reset()
+	r.reset()
+	err := t.run(ctx, func(q *batch) {
+		// A host's open transaction that has the same event must not hold up the whole batch.
+		q.queue("SELECT set_config('lock_timeout', '2s', true)")
+		fence(q, node)
+		a.insert(q, node)
+		r.settle(q, node)
+		r.log(q)
+	})
+	if err != nil || len(a.repeated) == 0 && !r.unlogged() {
+		return err
+	}
+	err = t.run(ctx, func(q *batch) {
+		a.compare(q)
+		r.find(q)
+	})
+	if err == nil && slices.ContainsFunc(a.repeated, func(i int) bool { return a.outcomes[i] == nil }) {
+		return errAgain // the first one was pruned meanwhile
+	}
+	if err == nil && r.otherwise {
+		return errAgain
+	}
+	return err
+}
+
 // outcome is what a statement found out about one event.
 type outcome struct {
 	seq        int64
@@ -76,6 +91,8 @@ type outcome struct {
 	same       bool // in type and payload, where it is a duplicate
 	invalid    bool // PostgreSQL has no place for it
 }
+
+func (o *outcome) atFault() bool { return o.invalid || o.duplicate && !o.same }
 
 func (o *outcome) acceptance(e *posthorn.AcceptedEvent) posthorn.Acceptance {
 	switch {
@@ -94,6 +111,7 @@ type newEvents struct {
 	events   []posthorn.NewEvent
 	sent     []int // the columns' rows, as indexes of events: the first of each ID
 	same     []int // the indexes of those whose ID another one of the batch has
+	invalid  []int // the indexes of those that PostgreSQL has no place for
 	outcomes []*outcome
 	repeated []int // the indexes of those that were there already
 
@@ -107,13 +125,18 @@ type newEvents struct {
 	triggers       []string
 }
 
-func encodeEvents(b posthorn.Batch) *newEvents {
+// encodeEvents leaves out the groups that are refused. Their events get no outcome.
+func encodeEvents(b posthorn.Batch, refused map[int]bool) *newEvents {
 	a := &newEvents{events: b.Events}
 	type key struct{ id, repoID string }
 	first := make(map[key]bool, len(b.Events))
 	for i := range b.Events {
+		if refused[b.Events[i].Group] {
+			continue
+		}
 		e := b.Events[i].Event
 		if !storable(e.ID, e.RepoID, e.Type) {
+			a.invalid = append(a.invalid, i)
 			continue
 		}
 		k := key{e.ID, e.RepoID}
@@ -150,12 +173,46 @@ func payloadBytes(e *posthorn.AcceptedEvent) []byte {
 func (a *newEvents) reset() {
 	a.repeated = slices.Clone(a.same)
 	a.outcomes = make([]*outcome, len(a.events))
-	for i := range a.outcomes {
+	for _, i := range a.invalid {
 		a.outcomes[i] = &outcome{invalid: true}
 	}
-	for _, i := range slices.Concat(a.sent, a.same) {
-		a.outcomes[i] = nil
+}
+
+// errRefused is returned by a transaction that has to be done again without some groups.
+var errRefused = posthorn.Errorf(posthorn.CodeInternal, "a group of events was refused")
+
+// refuse adds the groups to refused that have an event at fault, and has the events' acceptances say so. It returns errRefused
+// if there are any.
+func (a *newEvents) refuse(refused map[int]bool, acceptances []posthorn.Acceptance) error {
+	var err error
+	var groups map[int64]int // of the events that were inserted, by their numbers
+	for i, o := range a.outcomes {
+		group := a.events[i].Group
+		if group == 0 || o == nil || !o.atFault() {
+			continue
+		}
+		if groups == nil {
+			groups = a.inserted()
+		}
+		// The events of a refused group are not there the next time, and this one may be no conflict then.
+		if o.duplicate && refused[groups[o.seq]] {
+			continue
+		}
+		refused[group] = true
+		acceptances[i] = o.acceptance(a.events[i].Event)
+		err = errRefused
 	}
+	return err
+}
+
+func (a *newEvents) inserted() map[int64]int {
+	groups := map[int64]int{}
+	for i, o := range a.outcomes {
+		if o != nil && !o.invalid && !o.duplicate {
+			groups[o.seq] = a.events[i].Group
+		}
+	}
+	return groups
 }
 
 // insertEvents takes the numbers in the order of the batch and inserts in that of the keys: of two nodes that insert the

@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"context"
+	"maps"
 
 	"github.com/musehub/posthorn"
 	"zombiezen.com/go/sqlite"
@@ -51,6 +52,16 @@ func (s *Store) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Accept
 	return acceptances, nil
 }
 
+// accepting is the state of storing the events of a batch.
+type accepting struct {
+	*Store
+	c      *sqlite.Conn
+	insert *sqlite.Stmt
+	node   int64
+	seq    int64 // the next event's
+	repos  map[string]repoLog
+}
+
 // repoLog is what a batch adds to a repo's events.
 type repoLog struct {
 	newest int64
@@ -62,52 +73,22 @@ func (s *Store) acceptEvents(c *sqlite.Conn, node int64, events []posthorn.NewEv
 	if len(events) == 0 {
 		return nil
 	}
-	seq, err := nextNumbers(c, "event", len(events))
-	if err != nil {
+	a := accepting{Store: s, c: c, node: node, repos: map[string]repoLog{}}
+	var err error
+	if a.seq, err = nextNumbers(c, "event", len(events)); err != nil {
 		return err
 	}
-	insert, err := c.Prepare(insertEvent)
-	if err != nil {
+	if a.insert, err = c.Prepare(insertEvent); err != nil {
 		return err
 	}
-	repos := map[string]*repoLog{}
-	for i := range events {
-		e := events[i].Event
-		repo := repos[e.RepoID]
-		if repo == nil {
-			repo = new(repoLog)
-			if repo.newest, err = queryInt(c, selectNewest, e.RepoID); err != nil {
-				return err
-			}
-			repos[e.RepoID] = repo
-		}
-		insert.BindText(1, e.ID)
-		insert.BindText(2, e.RepoID)
-		insert.BindText(3, e.Type)
-		insert.BindInt64(4, micros(e.CreatedAt))
-		insert.BindInt64(5, int64(len(events[i].Targets)))
-		insert.BindBytes(6, e.Payload)
-		insert.BindInt64(7, seq)
-		insert.BindInt64(8, repo.newest)
-		if err := run(insert); err != nil {
+	for len(events) > 0 {
+		n := groupSize(events)
+		if err := a.group(events[:n], acceptances[:n]); err != nil {
 			return err
 		}
-		if c.Changes() == 0 {
-			if acceptances[i], err = duplicate(c, e); err != nil {
-				return err
-			}
-			continue
-		}
-		e.Seq = seq
-		seq++
-		acceptances[i] = posthorn.Acceptance{Deliveries: len(events[i].Targets)}
-		repo.newest = e.Seq
-		repo.events++
-		if err := s.enqueueTargets(c, node, &events[i]); err != nil {
-			return err
-		}
+		events, acceptances = events[n:], acceptances[n:]
 	}
-	for repoID, repo := range repos {
+	for repoID, repo := range a.repos {
 		if repo.events == 0 {
 			continue
 		}
@@ -116,6 +97,71 @@ func (s *Store) acceptEvents(c *sqlite.Conn, node int64, events []posthorn.NewEv
 		}
 	}
 	return s.promises.insert(c, node)
+}
+
+// groupSize returns how many events belong together with the first one.
+func groupSize(events []posthorn.NewEvent) int {
+	n := 1
+	for events[0].Group != 0 && n < len(events) && events[n].Group == events[0].Group {
+		n++
+	}
+	return n
+}
+
+// group stores events that belong together, or none of them when one is in conflict.
+func (a *accepting) group(events []posthorn.NewEvent, acceptances []posthorn.Acceptance) (err error) {
+	if len(events) == 1 { // it stores something or nothing by itself
+		acceptances[0], err = a.event(&events[0])
+		return err
+	}
+	if err := exec(a.c, "SAVEPOINT posthorn_group"); err != nil {
+		return err
+	}
+	repos, promised := maps.Clone(a.repos), len(a.promises.added)
+	for i := range events {
+		if acceptances[i], err = a.event(&events[i]); err != nil {
+			return err
+		}
+		if acceptances[i].Err != nil {
+			clear(acceptances[:i])
+			a.repos, a.promises.added = repos, a.promises.added[:promised]
+			if err := exec(a.c, "ROLLBACK TO posthorn_group"); err != nil {
+				return err
+			}
+			break
+		}
+	}
+	return exec(a.c, "RELEASE posthorn_group")
+}
+
+// event stores an event, unless its ID is there already.
+func (a *accepting) event(n *posthorn.NewEvent) (posthorn.Acceptance, error) {
+	e := n.Event
+	repo, ok := a.repos[e.RepoID]
+	if !ok {
+		var err error
+		if repo.newest, err = queryInt(a.c, selectNewest, e.RepoID); err != nil {
+			return posthorn.Acceptance{}, err
+		}
+	}
+	a.insert.BindText(1, e.ID)
+	a.insert.BindText(2, e.RepoID)
+	a.insert.BindText(3, e.Type)
+	a.insert.BindInt64(4, micros(e.CreatedAt))
+	a.insert.BindInt64(5, int64(len(n.Targets)))
+	a.insert.BindBytes(6, e.Payload)
+	a.insert.BindInt64(7, a.seq)
+	a.insert.BindInt64(8, repo.newest)
+	if err := run(a.insert); err != nil {
+		return posthorn.Acceptance{}, err
+	}
+	if a.c.Changes() == 0 {
+		return duplicate(a.c, e)
+	}
+	e.Seq = a.seq
+	a.seq++
+	a.repos[e.RepoID] = repoLog{newest: e.Seq, events: repo.events + 1}
+	return posthorn.Acceptance{Deliveries: len(n.Targets)}, a.enqueueTargets(a.c, a.node, n)
 }
 
 // duplicate decides what an event is whose ID the repo has already.

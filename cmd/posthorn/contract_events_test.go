@@ -81,6 +81,7 @@ func TestContractAccepting(t *testing.T) {
 	sharing(t, startContract(t), map[string]func(*contract){
 		"case 37 idempotency":         contract37,
 		"case 37 at the same time":    contract37Concurrent,
+		"case 37 many in one request": contract37Batch,
 		"case 38 nobody is to get it": contract38,
 	})
 }
@@ -188,6 +189,63 @@ func contract37Concurrent(c *contract) {
 	c.awaitLog(hook, 3)
 	if n := len(receiver.got()); n != 3 {
 		c.t.Errorf("%d requests for three events", n)
+	}
+}
+
+// contract37Batch posts events in batches, of which each is accepted as a whole or not at all.
+func contract37Batch(c *contract) {
+	receiver := newReceiver(c.t, nil)
+	hook := c.hook(receiver.URL, "push", "")
+	batch := func(events ...string) string { return `{"events":[` + strings.Join(events, ",") + `]}` }
+	post := func(status int, body, want string) {
+		c.t.Helper()
+		if got := strings.TrimSpace(string(c.ask(status, "POST", "/events:batch", body).Body)); got != `{"events":[`+want+`]}` {
+			c.t.Errorf("the receipts are %.2000s", got)
+		}
+	}
+	odd := `{"a":1.0, "a":2 , "b":"\u00e9\\\""}`
+	first := batch(eventJSON("push", "e1", odd), eventJSON("tag", "e2", "{}"), eventJSON("push", "e3", "[ ]"), eventJSON("push", "e1", odd))
+	post(http.StatusAccepted, first, `{"eventId":"e1","deliveries":1,"duplicate":false},{"eventId":"e2","deliveries":0,"duplicate":false},`+
+		`{"eventId":"e3","deliveries":1,"duplicate":false},{"eventId":"e1","deliveries":1,"duplicate":true}`)
+	post(http.StatusOK, batch(eventJSON("push", "e3", "[ ]")), `{"eventId":"e3","deliveries":1,"duplicate":true}`)
+	c.awaitLog(hook, 2)
+
+	good := eventJSON("push", "lost", "{}")
+	for _, test := range []struct {
+		status int
+		event  string
+		words  string
+	}{
+		{409, eventJSON("push", "e1", `{"a":1.0,"a":2}`), "events[2].eventId"},
+		{409, eventJSON("push", "lost", "{ }"), "events[2].eventId"},
+		{422, eventJSON("pull", "", "{}"), "events[2].eventType"},
+		{422, `{"eventType":"push"}`, "events[2].payload"},
+		{422, eventJSON("push", "a.b", "{}"), "events[2].eventId"},
+		{413, eventJSON("push", "", `"`+strings.Repeat("x", 1<<20)+`"`), "events[2].payload"},
+	} {
+		c.problem(c.ask(test.status, "POST", "/events:batch", batch(good, eventJSON("push", "", "1"), test.event, good)), test.words)
+	}
+	c.problem(c.ask(422, "POST", "/events:batch", batch()), "events")
+	c.problem(c.ask(422, "POST", "/events:batch", batch(slices.Repeat([]string{good}, 1001)...)), "events", "1000")
+	c.ask(404, "GET", "/events/lost", "")
+
+	large := eventJSON("push", "", `"`+strings.Repeat("x", 1<<20-2)+`"`)
+	c.problem(c.ask(413, "POST", "/events:batch", batch(append(slices.Repeat([]string{large}, 16), good)...)), "events: their payloads")
+
+	var many []string
+	for i := range 1000 {
+		many = append(many, eventJSON("push", fmt.Sprint("many-", i), fmt.Sprint(i)))
+	}
+	receipts := read[struct{ Events []struct{ EventID *string } }](c, c.ask(http.StatusAccepted, "POST", "/events:batch", batch(many...)))
+	if n := len(receipts.Events); n != 1000 || *receipts.Events[0].EventID != "many-0" || *receipts.Events[999].EventID != "many-999" {
+		c.t.Errorf("%d receipts", n)
+	}
+	got := map[string]string{}
+	for _, r := range receiver.await(1002) {
+		got[r.event()] = string(r.Body)
+	}
+	if got["e1"] != odd || got["e3"] != "[ ]" || got["many-999"] != "999" || len(got) != 1002 {
+		c.t.Errorf("%d events were sent; e1 is %s, e3 is %s", len(got), got["e1"], got["e3"])
 	}
 }
 

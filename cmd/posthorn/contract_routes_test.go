@@ -45,7 +45,7 @@ func (c *contract) routes() map[string][]string {
 		slices.Sort(routes[path])
 	}
 	for _, path := range []string{
-		"/webhooks", "/webhooks/w", "/webhooks/w/deliveries", "/webhooks/w/deliveries/d", "/webhooks/w/deliveries/d/redeliver", "/events",
+		"/webhooks", "/webhooks/w", "/webhooks/w/deliveries", "/webhooks/w/deliveries/d", "/webhooks/w/deliveries/d/redeliver", "/events", "/events:batch",
 	} {
 		if routes[c.path(path)] == nil {
 			c.t.Fatalf("the description has no %s: %v", c.path(path), routes)

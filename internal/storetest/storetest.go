@@ -25,6 +25,7 @@ func Run(t *testing.T, open func(t *testing.T) posthorn.Store) {
 		testEvent, testEventPages, testEventPageBytes, testPayloadBytes, testTimes,
 		testDuplicate, testConflict, testDuplicateInOneBatch, testSameIDInTwoRepos, testBadEventHarmsNoOther,
 		testCommitAgain, testCommitCancelled, testCommitWithoutLease, testCommitConcurrently,
+		testGroupConflict, testGroupDuplicate, testGroups, testGroupLarge,
 
 		testLeasedAreNotDue, testFreeTarget, testPing, testDueOrder, testDuePages, testDueHorizon, testInactive, testInactiveByHand,
 		testDeletedWebhookQueue, testDeletedBeforeCommit,
