@@ -49,15 +49,23 @@ const (
 
 func newLimit(most int) limit { return limit{most: most, n: 1, slowStart: true} }
 
-// allows reports whether one more request, which is there, may start beside those in flight. One that is silent has its limit
-// cut, as TCP does when acknowledgements stay away: so that it starts nothing more until the last of them has ended.
+// reached reports whether there are too many requests in flight for one more, which waits.
+func (l *limit) reached(inFlight int) bool {
+	if inFlight < l.n {
+		return false
+	}
+	l.heldBack = true
+	return true
+}
+
+// allows reports whether one more request, which waits, may start beside those in flight. Where the webhook is silent the
+// limit is cut, as TCP does when acknowledgements stay away: nothing more starts until the last of them has ended.
 func (l *limit) allows(now time.Time, inFlight int) bool {
 	switch {
 	case inFlight == 0:
 		l.heard = now
 		return true
-	case inFlight >= l.n:
-		l.heldBack = true
+	case l.reached(inFlight):
 		return false
 	case now.Sub(l.heard) > max(silentFor*l.usual, minSilence):
 		l.cut(now)

@@ -297,15 +297,11 @@ func (s *scheduler) setStanding(q *queue, st standing) {
 
 // list gives a queue a turn if it can use one.
 func (s *scheduler) list(q *queue) {
-	if !q.listed && q.mayStart(time.Now()) {
-		q.listed = true
-		s.ready[q.standing].push(q)
+	if q.listed || q.paused || len(q.byHand)+len(q.automatic) == 0 || q.limit.reached(q.used.inFlight) {
+		return
 	}
-}
-
-// mayStart reports whether a queue has an entry that its webhook may get now.
-func (q *queue) mayStart(now time.Time) bool {
-	return !q.paused && len(q.byHand)+len(q.automatic) > 0 && q.limit.allows(now, q.used.inFlight)
+	q.listed = true
+	s.ready[q.standing].push(q)
 }
 
 // shared is how many more requests may start now to proven webhooks that have some in flight.
@@ -332,7 +328,8 @@ func (s *scheduler) next() (*queue, *Entry) {
 		}
 		q.listed = false
 		switch {
-		case !q.mayStart(now): // it has failed, or its entries were dropped, while it was listed
+		case q.paused, len(q.byHand)+len(q.automatic) == 0, !q.limit.allows(now, q.used.inFlight):
+			// It has failed or fallen silent, or its entries were dropped, while it was listed.
 			s.settle(q)
 			continue
 		case q.standing == proven && q.used.inFlight > 0 && s.shared() <= 0:
