@@ -63,6 +63,15 @@ type Timings struct {
 	Reused    bool          `json:"reused,omitempty"` // the connection was kept from an earlier request
 }
 
+// took is how long the attempt took.
+func (d *Delivery) took() time.Duration { return d.DeliveredAt.Sub(d.Exchange.SentAt) }
+
+// latency is how long the receiver took over the request, without the making of a connection.
+func (d *Delivery) latency() time.Duration {
+	t := d.Exchange.Timings
+	return max(0, d.took()-t.DNS-t.Connect-t.TLS)
+}
+
 // DeliveryQuery selects deliveries of a webhook, newest first. Zero filters match everything.
 type DeliveryQuery struct {
 	RepoID    string

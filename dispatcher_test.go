@@ -168,7 +168,7 @@ func TestInFlight(t *testing.T) {
 			w.dispatch("r1", fmt.Sprintf("e%d", i))
 			w.dispatch("r2", fmt.Sprintf("e%d", i))
 		}
-		pass(30 * time.Second)
+		pass(25 * time.Second)
 		w.mu.Lock()
 		if w.most[good] != 8 {
 			t.Errorf("the good webhook had up to %d requests in flight, want 8", w.most[good])
@@ -228,6 +228,104 @@ func TestHangingWebhooksDelayNobody(t *testing.T) {
 		synctest.Wait()
 		if len(w.seen("https://new.example/hook")) != 1 {
 			t.Error("a new webhook waits for the failing ones")
+		}
+	})
+}
+
+// Proven webhooks that begin to hang at the same moment, each with a backlog and as many requests in flight as it may have,
+// don't delay others.
+func TestProvenWebhooksBeginToHang(t *testing.T) {
+	const hanging, healthy = 40, 10
+	inWorld(t, posthorn.Config{MaxInFlight: 256}, func(t *testing.T, w *world) {
+		isBad := func(r request) bool { return strings.HasPrefix(r.url, "https://bad") }
+		quick := func(request) sender.Outcome { pass(20 * time.Millisecond); return ok200 }
+		w.answers(quick)
+		for i := range hanging {
+			w.webhook("bad", fmt.Sprintf("https://bad%d.example/", i))
+		}
+		for i := range healthy {
+			w.webhook("good", fmt.Sprintf("https://good%d.example/", i))
+		}
+		for i := range 100 {
+			w.dispatch("bad", fmt.Sprintf("warm%d", i))
+			w.dispatch("good", fmt.Sprintf("warm%d", i))
+		}
+		pass(time.Minute)
+		w.mu.Lock()
+		w.requests = nil
+		w.mu.Unlock()
+		w.answers(func(r request) sender.Outcome {
+			if isBad(r) {
+				return hang(10 * time.Second)(r)
+			}
+			return quick(r)
+		})
+		for i := range 30 {
+			w.dispatch("bad", fmt.Sprintf("b%d", i))
+		}
+		sent := map[string]time.Time{}
+		for i := range 100 { // for ten seconds
+			id := fmt.Sprintf("g%d", i)
+			sent[id] = time.Now()
+			w.dispatch("good", id)
+			pass(100 * time.Millisecond)
+			if i == 5 {
+				w.mu.Lock()
+				n := 0
+				for _, m := range w.inFlight {
+					n += m
+				}
+				if n < 180 {
+					t.Errorf("%d requests are in flight: this proves nothing", n)
+				}
+				w.mu.Unlock()
+			}
+		}
+		got := 0
+		for _, r := range w.seen("") {
+			if isBad(r) {
+				continue
+			}
+			got++
+			if late := r.at.Sub(sent[r.eventID]); late > 0 {
+				t.Errorf("event %s was sent %v late", r.eventID, late)
+			}
+		}
+		if want := len(sent) * healthy; got != want {
+			t.Errorf("%d requests to the others, want %d", got, want)
+		}
+	})
+}
+
+// A proven webhook that falls silent gets no more than it has.
+func TestSilentWebhookGetsNoMore(t *testing.T) {
+	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
+		w.webhook("r1", bad)
+		w.answers(func(request) sender.Outcome { pass(20 * time.Millisecond); return ok200 })
+		for i := range 100 {
+			w.dispatch("r1", fmt.Sprintf("warm%d", i))
+		}
+		pass(time.Minute)
+		w.mu.Lock()
+		if w.most[bad] < 16 {
+			t.Errorf("up to %d requests were in flight: this proves nothing", w.most[bad])
+		}
+		w.most[bad] = 0
+		w.mu.Unlock()
+		w.answers(hang(10 * time.Second))
+		for i := range 90 {
+			w.dispatch("r1", fmt.Sprintf("e%d", i))
+			pass(100 * time.Millisecond)
+		}
+		w.mu.Lock()
+		if w.most[bad] > 11 { // those of the first second
+			t.Errorf("%d requests were sent while nothing was answered", w.most[bad])
+		}
+		w.mu.Unlock()
+		w.answers(func(request) sender.Outcome { pass(20 * time.Millisecond); return ok200 })
+		pass(time.Minute)
+		if n := len(w.ids("")); n != 190 {
+			t.Errorf("%d of 190 events arrived", n)
 		}
 	})
 }

@@ -231,18 +231,13 @@ func (d *Dispatcher) DispatchTx(ctx context.Context, tx Tx, e Event) (Receipt, e
 	return Receipt{EventID: event.ID, Deliveries: accepted.Deliveries, Duplicate: accepted.Duplicate}, nil
 }
 
-// match returns the webhooks that an event goes to.
-func (d *Dispatcher) match(ctx context.Context, event *AcceptedEvent) (webhooks []DueWebhook, err error) {
+// match returns the webhooks that an event goes to. Nobody may modify them.
+func (d *Dispatcher) match(ctx context.Context, event *AcceptedEvent) ([]DueWebhook, error) {
 	subs, err := d.subscriptions.of(ctx, event.RepoID)
 	if err != nil {
 		return nil, err
 	}
-	for _, t := range subs.targets {
-		if t.Subscribes(event.Type) {
-			webhooks = append(webhooks, DueWebhook{Seq: t.Seq, ID: t.ID, RepoID: t.RepoID})
-		}
-	}
-	return webhooks, nil
+	return subs.wanting(event.Type), nil
 }
 
 // unwanted answers for an event that no webhook wants now, and for which nothing is stored. If its ID is the caller's, one

@@ -13,9 +13,13 @@ import (
 // A webhook is proven once it has answered with success, failing once it has failed probeAfter times in a row, and
 // unknown before. Failing ones together may have at most half of the node's requests in flight and bytes in memory, failing
 // and unknown ones at most three quarters: a proven webhook never waits for others, and a new one not for failing ones.
-// Within this, a webhook's own limit of requests in flight starts at one, doubles with each success and halves with each
-// failure, so that one which keeps failing is probed with one request at a time, and after pauses, so that a backlog of one that
-// refuses at once doesn't keep the node and the store busy; and it holds next to nothing in memory.
+// Within this, a webhook's own limit of requests in flight follows what the receiver can take (see limit). One that keeps failing
+// is probed with one request at a time, and after pauses, so that a backlog of one that refuses at once doesn't keep the node
+// and the store busy; and it holds next to nothing in memory.
+//
+// Proven webhooks may begin to hang, many at the same moment, with as many requests in flight as their limits allow.
+// Therefore the last quarter of what proven ones may have in flight is for those that have none: they are never kept waiting
+// by others that have several.
 //
 // # Backlogs
 //
@@ -34,6 +38,7 @@ type scheduler struct {
 	queues map[int64]*queue // by webhook: those with entries, requests in flight or something to remember
 	// Queues that have an entry and may start a request, in the order of their turns, by standing.
 	ready      [standings]ring
+	waiting    ring     // queues of proven webhooks that have requests in flight and must leave room for those that have none
 	last       standing // whose turn it was last
 	used       [standings]usage
 	unrecorded int  // deliveries that are not committed yet
@@ -54,39 +59,6 @@ type turn struct {
 	entry *Entry
 }
 
-type limits struct {
-	inFlight, perWebhook int
-	queued, bytes        int
-}
-
-type usage struct{ inFlight, bytes int }
-
-// standing is what is known of a webhook.
-type standing int
-
-const (
-	proven standing = iota
-	unknown
-	failing
-	standings
-)
-
-// mayUse reports whether webhooks of a standing may use so much more of a limit, given what each standing uses.
-func mayUse(st standing, limit int, used [standings]int, more int) bool {
-	bad := used[failing]
-	notProven := bad + used[unknown]
-	all := notProven + used[proven]
-	switch {
-	case all+more > limit:
-		return false
-	case st == unknown:
-		return notProven+more <= max(1, limit*3/4)
-	case st == failing:
-		return notProven+more <= max(1, limit*3/4) && bad+more <= max(1, limit/2)
-	}
-	return true
-}
-
 const (
 	probeAfter    = 5      // failures in a row make a webhook a failing one
 	probeQueue    = 16     // entries that a failing webhook holds in memory
@@ -96,19 +68,17 @@ const (
 	maxIdle       = 256    // workers that wait for work, which spares growing a new goroutine's stack for each request
 )
 
-// maxUnrecorded is how many results may wait to be committed before no more attempts start.
-func (l limits) maxUnrecorded() int { return 4 * l.inFlight }
-
 // queue is what a node has in memory of one webhook.
 type queue struct {
 	seq       int64    // the webhook's
 	byHand    []*Entry // asked for by hand: these go first
 	automatic []*Entry
 	used      usage
-	limit     int // requests that may be in flight now
-	failures  int // in a row
+	limit     limit // of requests in flight
+	failures  int   // in a row
 	standing  standing
 	listed    bool // it is in ready
+	waiting   bool // it is in the scheduler's waiting; it may be in ready, too
 	paused    bool // it failed a moment ago
 	reserved  int  // places kept for entries that are being committed or claimed
 
@@ -133,7 +103,7 @@ func cost(payload int) int { return payload + entryBytes }
 func (s *scheduler) queue(webhook int64) *queue {
 	q := s.queues[webhook]
 	if q == nil {
-		q = &queue{seq: webhook, limit: 1, standing: unknown}
+		q = &queue{seq: webhook, limit: newLimit(s.limits.perWebhook), standing: unknown}
 		s.queues[webhook] = q
 	}
 	return q
@@ -299,27 +269,47 @@ func (s *scheduler) setStanding(q *queue, st standing) {
 
 // list gives a queue a turn if it can use one.
 func (s *scheduler) list(q *queue) {
-	if q.listed || q.paused || len(q.byHand)+len(q.automatic) == 0 || q.used.inFlight >= q.limit {
+	if q.listed || q.paused || len(q.byHand)+len(q.automatic) == 0 || q.limit.reached(q.used.inFlight) {
 		return
 	}
 	q.listed = true
 	s.ready[q.standing].push(q)
 }
 
+// shared is how many more requests may start now to proven webhooks that have some in flight.
+func (s *scheduler) shared() int {
+	others := s.used[unknown].inFlight + s.used[failing].inFlight
+	return (s.limits.inFlight-others)*3/4 - s.used[proven].inFlight
+}
+
 // next takes the entry whose turn it is. Without one its queue is nil.
 func (s *scheduler) next() turn {
 	for {
-		if s.stopped || s.blocked || s.unrecorded >= s.limits.maxUnrecorded() || !time.Now().Before(s.leaseUntil) {
+		now := time.Now()
+		if s.stopped || s.blocked || s.unrecorded >= s.limits.maxUnrecorded() || !now.Before(s.leaseUntil) {
 			return turn{}
+		}
+		for n := s.shared(); n > 0 && !s.waiting.empty(); n-- {
+			q := s.waiting.pop()
+			q.waiting = false
+			s.list(q)
 		}
 		q := s.nextQueue()
 		if q == nil {
 			return turn{}
 		}
 		q.listed = false
-		if q.paused || q.used.inFlight >= q.limit || len(q.byHand)+len(q.automatic) == 0 {
+		switch {
+		case q.paused, len(q.byHand)+len(q.automatic) == 0, !q.limit.allows(now, q.used.inFlight):
+			// It has failed or fallen silent, or its entries were dropped, while it was listed.
 			s.settle(q)
-			continue // it has failed, or its entries were dropped, while it was listed
+			continue
+		case q.standing == proven && q.used.inFlight > 0 && s.shared() <= 0:
+			if !q.waiting {
+				q.waiting = true
+				s.waiting.push(q)
+			}
+			continue
 		}
 		e := q.pop()
 		s.addInFlight(q, 1)
@@ -413,6 +403,7 @@ func (s *scheduler) work(t turn) {
 // finish takes an attempt's result into account. It returns entries that the webhook may not hold in memory any longer;
 // they are to be recorded as due again.
 func (s *scheduler) finish(q *queue, r Result) (handedBack []*Entry) {
+	now := time.Now()
 	s.addInFlight(q, -1)
 	if r.Delivery != nil {
 		s.unrecorded++
@@ -424,13 +415,13 @@ func (s *scheduler) finish(q *queue, r Result) (handedBack []*Entry) {
 		}
 	case r.Delivery.Success:
 		q.failures = 0
-		q.limit = min(2*q.limit, s.limits.perWebhook)
+		q.limit.succeeded(now, r.Delivery.took(), r.Delivery.latency())
 		s.setStanding(q, proven)
 	default:
 		q.failures++
-		q.limit = max(1, q.limit/2)
+		q.limit.failed(now, r.Delivery.took())
 		if q.failures >= probeAfter {
-			q.limit = 1
+			q.limit.cut(now)
 			s.setStanding(q, failing)
 			handedBack = s.shrink(q)
 			s.pause(q)

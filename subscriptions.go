@@ -56,6 +56,22 @@ type subscribers struct {
 	bySeq   map[int64]*target
 	loaded  time.Time // when the load began
 	expires time.Time // when the first of their secrets expires, which makes all of this stale; zero: never
+	byType  sync.Map  // of an event, to the webhooks that want it as []DueWebhook
+}
+
+// wanting returns the webhooks that want events of a type, one of those known.
+func (s *subscribers) wanting(eventType string) []DueWebhook {
+	if known, ok := s.byType.Load(eventType); ok {
+		return known.([]DueWebhook)
+	}
+	var wanting []DueWebhook
+	for _, t := range s.targets {
+		if t.Subscribes(eventType) {
+			wanting = append(wanting, DueWebhook{Seq: t.Seq, ID: t.ID, RepoID: t.RepoID})
+		}
+	}
+	s.byType.Store(eventType, wanting)
+	return wanting
 }
 
 // target is a webhook ready to be sent to.

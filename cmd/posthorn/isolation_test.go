@@ -19,6 +19,8 @@ const (
 	// turn for a few slices of some milliseconds. A webhook that waits for a bad one waits for far longer.
 	isolationSlack = 10 * time.Millisecond
 	floodBacklog   = 4000
+	slowBacklog    = 600
+	hangingBurst   = 100
 )
 
 // Ten webhooks get their events as soon beside webhooks that hang, refuse, are slow or have a backlog as without them. The
@@ -85,39 +87,41 @@ func newIsolation(t *testing.T) *isolation {
 		ring(i.changed)
 	}))
 	t.Cleanup(i.healthy.Close)
-	// Room for all that 10 webhooks may have in flight, and not for much more.
-	i.server = startContract(t, "--data", memoryFolder(t), "--max-in-flight", "256")
+	i.server = startContract(t, "--data", memoryFolder(t), "--max-in-flight", "256") // the bad ones could take them all
 	for n := range isolationHooks {
 		i.subscribe("r", fmt.Sprintf("%s/%d", i.healthy.URL, n))
 	}
 
-	hanging := newBadReceiver(t, func(open <-chan struct{}) { <-open })
-	slow := newBadReceiver(t, func(open <-chan struct{}) { wait(time.Second, open) })
-	flooded := newBadReceiver(t, func(open <-chan struct{}) { wait(200*time.Millisecond, open) })
+	hanging := newBadReceiver(t, func(open <-chan struct{}) {
+		wait(100*time.Millisecond, nil) // also when it answers, so that requests wait for others and the limits grow
+		<-open
+	})
+	slow := newBadReceiver(t, func(<-chan struct{}) { wait(time.Second, nil) })
+	flooded := newBadReceiver(t, func(<-chan struct{}) { wait(500*time.Millisecond, nil) })
 	i.bad = []*badHooks{
-		{name: "hanging webhooks", receiver: hanging, busy: 100, paths: i.subscribeBad("r", hanging.URL, isolationHooks)},
+		{name: "hanging webhooks", receiver: hanging, repo: "hang", busy: 50, paths: i.subscribeBad("hang", hanging.URL, isolationHooks)},
 		{name: "refusing webhooks", paths: i.subscribeBad("r", "http://"+closedAddr(t), isolationHooks)},
-		{name: "slow webhooks", receiver: slow, busy: 50, paths: i.subscribeBad("r", slow.URL, isolationHooks)},
-		{name: "webhooks with a backlog", receiver: flooded, busy: 8, paths: i.subscribeBad("flood", flooded.URL, 1)},
+		{name: "slow webhooks", receiver: slow, repo: "slow", busy: 50, paths: i.subscribeBad("slow", slow.URL, isolationHooks)},
+		{name: "webhooks with a backlog", receiver: flooded, repo: "flood", busy: 8, paths: i.subscribeBad("flood", flooded.URL, 1)},
 	}
 	for _, bad := range i.bad {
 		bad.isolation = i
-		bad.stop()
 	}
-	// All but those that refuse answer well at first, so that each of them may have many requests in flight.
-	for _, bad := range i.bad {
-		bad.activate(bad.receiver != nil)
+	// These take what they can, slowly, until they have many requests in flight.
+	i.postAll("slow", slowBacklog)
+	i.postAll("flood", floodBacklog)
+	for _, bad := range i.bad[2:] {
+		eventually(t, func() string {
+			if n := bad.receiver.inFlight.Load(); n < bad.busy {
+				return fmt.Sprintf("the %s have %d requests in flight, want %d", bad.name, n, bad.busy)
+			}
+			return ""
+		})
 	}
 	i.measure()
-	flood := i.bad[3]
-	i.postAll("flood", 50)
 	for _, bad := range i.bad {
 		bad.stop()
 	}
-	flood.receiver.misbehave(true)
-	flood.activate(true)
-	i.postAll("flood", floodBacklog)
-	flood.stop()
 	return i
 }
 
@@ -198,15 +202,20 @@ type badHooks struct {
 	name     string
 	paths    []string
 	receiver *badReceiver // nil: nobody listens there
-	busy     int64        // how many requests it has in flight at least while it is bad
+	repo     string       // has a backlog for them
+	busy     int64        // how many requests they have in flight at least while they are bad
 }
 
-// start makes them bad and active.
+// start makes them active and bad. Those that hang answer at first, so that each of them may have many requests in flight.
 func (b *badHooks) start() {
-	if b.receiver != nil {
-		b.receiver.misbehave(true)
-	}
 	b.activate(true)
+	if b.repo != "hang" {
+		return
+	}
+	b.postAll(b.repo, hangingBurst)
+	b.idle()
+	b.receiver.misbehave(true)
+	b.postAll(b.repo, hangingBurst)
 }
 
 // stop makes them inactive and waits until no request is under way.
@@ -216,14 +225,20 @@ func (b *badHooks) stop() {
 		b.activate(false)
 		return
 	}
-	if n := b.receiver.inFlight.Load(); b.receiver.misbehaving() && n < b.busy {
+	if n := b.receiver.inFlight.Load(); n < b.busy && (b.repo != "hang" || b.receiver.misbehaving()) {
 		b.t.Errorf("the %s have %d requests in flight, want at least %d: they prove nothing", b.name, n, b.busy)
 	}
 	b.activate(false)
 	b.receiver.misbehave(false)
+	b.idle()
+}
+
+// idle waits until they have no request in flight.
+func (b *badHooks) idle() {
+	b.t.Helper()
 	eventually(b.t, func() string {
 		if n := b.receiver.inFlight.Load(); n > 0 {
-			return fmt.Sprintf("%d requests are in flight to inactive webhooks, the %s", n, b.name)
+			return fmt.Sprintf("%d requests are in flight to the %s", n, b.name)
 		}
 		return ""
 	})

@@ -37,7 +37,7 @@ type serveCmd struct {
 	Retention             time.Duration `group:"limits" default:"720h" placeholder:"DURATION" help:"How long events and deliveries are kept (default ${default})."`
 	MaxPayload            byteSize      `group:"limits" default:"1MiB" placeholder:"SIZE" help:"Size that an event's payload may have, at most 25MiB (default ${default})."`
 	MaxInFlight           int           `group:"limits" default:"1024" placeholder:"N" help:"Requests that may be under way at once (default ${default})."`
-	MaxInFlightPerWebhook int           `group:"limits" default:"16" placeholder:"N" help:"How many of them may be to one webhook (default ${default})."`
+	MaxInFlightPerWebhook int           `group:"limits" default:"64" placeholder:"N" help:"How many of them may be to one webhook at most; each gets what it can take within that (default ${default})."`
 }
 
 // Help is what --help shows below the summary.
