@@ -72,6 +72,17 @@ func scenarios() []scenario {
 		{group: "bare", name: "bare-64", run: bare(64)},
 		{group: "bare", name: "bare-256", run: bare(256)},
 		{group: "dispatch", name: "dispatch", run: dispatch},
+		{group: "rest", name: "rest", run: rest(1, 64)},
+		{group: "rest", name: "rest-batch", run: rest(100, 4)},
+		{group: "latency", name: "latency-200", paced: true, run: steady(200)},
+		{group: "latency", name: "latency-1000", paced: true, run: steady(1000)},
+		{group: "fan-out", name: "fan-out-1", stored: true, run: fanOut(1)},
+		{group: "fan-out", name: "fan-out-20", stored: true, run: fanOut(20)},
+		{group: "fan-out", name: "fan-out-1000", stored: true, run: fanOut(1000)},
+		{group: "spread", name: "spread", run: spread},
+		{group: "isolation", name: "isolation-alone", paced: true, timeout: isolationTimeout, run: healthy},
+		{group: "isolation", name: "isolation-beside", paced: true, timeout: isolationTimeout, run: healthyBesideBad},
+		{group: "backlog", name: "backlog", timeout: backlogTimeout, run: backlog},
 	}
 }
 
@@ -157,6 +168,8 @@ func (r *rig) slice(ctx context.Context, s scenario, round int) (sample, error) 
 		}
 	}
 	calmDown()
+	r.store.measured.clear()
+	r.store.beside.clear()
 	return s.run(ctx, r, r.opts.Slice)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/musehub/posthorn"
 )
@@ -40,9 +41,31 @@ func (l *ledger) add(n int) {
 	l.outstanding += n
 }
 
-// settled waits until all that was expected is recorded.
+// settled waits until all that was expected is recorded. It fails when nothing is for long.
 func (l *ledger) settled(ctx context.Context) error {
-	return l.wait(ctx, func() bool { return l.outstanding <= 0 }, 0)
+	for {
+		before := l.total()
+		bounded, cancel := context.WithTimeout(ctx, patience)
+		err := l.wait(bounded, func() bool { return l.outstanding <= 0 }, 0)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		if l.total() == before {
+			return fmt.Errorf("deliveries that were accepted have not been recorded, and none was within %v", patience)
+		}
+	}
+}
+
+// patience is how long there may be nothing recorded while something is expected.
+const patience = time.Minute
+
+// clear forgets what is expected.
+func (l *ledger) clear() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.outstanding = 0
+	l.failed = ""
 }
 
 func (l *ledger) wait(ctx context.Context, ready func() bool, n int) error {

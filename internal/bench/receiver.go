@@ -39,14 +39,13 @@ const slowAnswer = 200 * time.Millisecond
 type receiver struct {
 	mu     sync.RWMutex
 	labels map[string]*histogram
-	held   chan struct{} // closed when held requests may be answered
+	held   chan struct{} // closed when held requests may be answered; nil: they may
 }
 
 // RunReceiver is the receiver process: it receives on a port of its own on loopback and answers what the parent asks, until
 // in ends.
 func RunReceiver(in io.Reader, out io.Writer) error {
-	r := &receiver{labels: map[string]*histogram{}, held: make(chan struct{})}
-	close(r.held)
+	r := &receiver{labels: map[string]*histogram{}}
 	listener, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -71,10 +70,11 @@ func (r *receiver) control(q receiverRequest) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
-	case q.Hold:
+	case q.Hold && r.held == nil:
 		r.held = make(chan struct{})
-	case q.Release:
+	case q.Release && r.held != nil:
 		close(r.held)
+		r.held = nil
 	}
 }
 
@@ -124,6 +124,9 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 		r.mu.RLock()
 		held := r.held
 		r.mu.RUnlock()
+		if held == nil {
+			break
+		}
 		select {
 		case <-held:
 		case <-q.Context().Done():

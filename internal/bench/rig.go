@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"runtime/debug"
 	"runtime/pprof"
@@ -24,6 +25,7 @@ type rig struct {
 	timeout    time.Duration // of the dispatcher's attempts
 	receiver   *child
 	address    string // of the receiver
+	refusing   string // an address at which nobody listens
 	client     *child // once it was needed
 	made       map[string][]string
 	profile    string // the file for a CPU profile of what is measured next, or ""
@@ -47,7 +49,20 @@ func newRig(ctx context.Context, opts Options) (*rig, error) {
 		return nil, err
 	}
 	r.address = a.Address
+	if r.refusing, err = unusedAddress(ctx); err != nil {
+		r.receiver.stop()
+		return nil, err
+	}
 	return r, nil
+}
+
+// unusedAddress returns an address of loopback that is free, and will be for a while: systems give out other ones first.
+func unusedAddress(ctx context.Context) (string, error) {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	return listener.Addr().String(), listener.Close()
 }
 
 // use makes sure that there is a dispatcher whose attempts have a timeout.

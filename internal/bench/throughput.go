@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -118,6 +119,59 @@ func dispatch(ctx context.Context, r *rig, slice time.Duration) (sample, error) 
 	return r.floodAndMeasure(ctx, "dispatch", repos, 1, slice)
 }
 
+// spread measures the same over many webhooks, most of which have no event waiting and none in flight.
+func spread(ctx context.Context, r *rig, slice time.Duration) (sample, error) {
+	const each = 10 // webhooks in a repo
+	repos, err := r.repos(ctx, "spread", max(1, r.opts.SpreadWebhooks/each), each, measured, r.url(pathOK, "spread"))
+	if err != nil {
+		return sample{}, err
+	}
+	return r.floodAndMeasure(ctx, "spread", repos, each, slice)
+}
+
+// fanOut measures one event at a time to n webhooks, and how long it is until the last delivery is recorded.
+func fanOut(n int) func(context.Context, *rig, time.Duration) (sample, error) {
+	return func(ctx context.Context, r *rig, slice time.Duration) (sample, error) {
+		label := "fan-out-" + strconv.Itoa(n)
+		repos, err := r.repos(ctx, label, 1, n, measured, r.url(pathOK, label))
+		if err != nil {
+			return sample{}, err
+		}
+		var took histogram
+		one := func(ctx context.Context) error {
+			start := time.Now()
+			if err := r.store.measured.expect(ctx, n); err != nil {
+				return err
+			}
+			if err := r.dispatch(ctx, r.store.measured, repos[0], measured, n); err != nil {
+				return err
+			}
+			if err := r.store.measured.settled(ctx); err != nil {
+				return err
+			}
+			took.record(time.Since(start))
+			return nil
+		}
+		for range 10 { // until the webhooks are known to be good, and may have more than one request in flight
+			if err := one(ctx); err != nil {
+				return sample{}, err
+			}
+		}
+		took.reset()
+		s, err := r.measure(ctx, label, func(ctx context.Context) (int64, error) {
+			deliveries := int64(0)
+			for end := time.Now().Add(slice); time.Now().Before(end); deliveries += int64(n) {
+				if err := one(ctx); err != nil {
+					return 0, err
+				}
+			}
+			return deliveries, nil
+		})
+		s.latency = took.latency()
+		return s, err
+	}
+}
+
 // dispatchers is how many goroutines dispatch at once where throughput is measured.
 const dispatchers = 256
 
@@ -134,13 +188,12 @@ func (r *rig) flood(ctx context.Context, repos []string, n int, d time.Duration)
 	l := r.store.measured
 	before := l.total()
 	end := time.Now().Add(d)
-	var turn atomic.Int64
 	err := parallel(ctx, dispatchers, func(ctx context.Context, _ int) error {
 		for time.Now().Before(end) {
 			if err := l.expect(ctx, n); err != nil {
 				return err
 			}
-			repo := repos[int(turn.Add(1))%len(repos)]
+			repo := repos[rand.IntN(len(repos))] //nolint:gosec // any order will do
 			if err := r.dispatch(ctx, l, repo, measured, n); err != nil {
 				return err
 			}
