@@ -180,10 +180,6 @@ func removeSQLite(file string) error {
 	return nil
 }
 
-func openBenchPostgres(context.Context, string) (benchDatabase, error) {
-	return benchDatabase{}, errors.New("not yet")
-}
-
 // benchChildCmd is a process that a benchmark starts besides itself.
 type benchChildCmd struct {
 	Part string `arg:"" enum:"receiver,client"`

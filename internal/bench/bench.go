@@ -108,14 +108,25 @@ func Run(ctx context.Context, opts Options) (_ *Report, err error) {
 		}
 	}()
 	chosen := slices.DeleteFunc(scenarios(), func(s scenario) bool {
-		return len(opts.Only) > 0 && s.group != "bare" && !slices.Contains(opts.Only, s.group)
+		needed := s.group == "bare" || opts.GrowthRows > 0 && slices.Contains(inGrowth, s.group)
+		return len(opts.Only) > 0 && !needed && !slices.Contains(opts.Only, s.group)
 	})
+	grown := slices.DeleteFunc(scenarios(), func(s scenario) bool { return !slices.Contains(inGrowth, s.group) })
 	r.steps = opts.Rounds * len(chosen)
+	if opts.GrowthRows > 0 {
+		r.steps += opts.Rounds*len(grown) + 2 // filling it with webhooks and with deliveries
+	}
 	results, err := r.rounds(ctx, chosen)
 	if err != nil {
 		return nil, err
 	}
-	return &Report{Rounds: opts.Rounds, Slice: opts.Slice.Seconds(), Scenarios: rows(chosen, results)}, nil
+	report := &Report{Rounds: opts.Rounds, Slice: opts.Slice.Seconds(), Scenarios: rows(chosen, results)}
+	if opts.GrowthRows > 0 {
+		if report.Growth, err = r.growth(ctx, grown, report.Scenarios); err != nil {
+			return nil, err
+		}
+	}
+	return report, nil
 }
 
 // result is what came of the slices of one scenario: a sample for each round, or an error.
@@ -147,8 +158,6 @@ func (r *rig) rounds(ctx context.Context, chosen []scenario) ([]result, error) {
 			r.done++
 		}
 	}
-	r.doing = "done"
-	r.note("")
 	return results, nil
 }
 

@@ -55,15 +55,8 @@ func (r *rig) pace(ctx context.Context, l *ledger, repos []string, eventType str
 	var wg sync.WaitGroup
 	interval := time.Second / time.Duration(perSecond)
 	start := time.Now()
-	timer := time.NewTimer(0)
-	defer timer.Stop()
 	for next, i := start, 0; next.Sub(start) < d && ctx.Err() == nil && within.Err() == nil; i++ {
-		timer.Reset(time.Until(next))
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			continue
-		}
+		sleepUntil(next)
 		if behind := time.Since(next); behind > lateAfter {
 			late++
 			next = next.Add(behind)
