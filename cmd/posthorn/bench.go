@@ -31,15 +31,16 @@ type benchCmd struct {
 	JSON       bool          `env:"-" name:"json" help:"Print one JSON document instead of a table."`
 	CPUProfile string        `env:"-" name:"cpuprofile" type:"path" placeholder:"FILE" help:"Write a CPU profile of the scenario dispatch, for go tool pprof. Rounds after the first get a number behind the name."`
 
-	Backlog        int `env:"-" hidden:"" default:"0"`
-	SpreadWebhooks int `env:"-" hidden:"" default:"10000"`
-	LargeRows      int `env:"-" hidden:"" default:"10000000"`
-	LargeWebhooks  int `env:"-" hidden:"" default:"1000000"`
+	// These make it small enough for a test.
+	Backlog       int `env:"-" hidden:"" default:"0"`
+	Webhooks      int `env:"-" hidden:"" default:"10000"`
+	LargeRows     int `env:"-" hidden:"" default:"10000000"`
+	LargeWebhooks int `env:"-" hidden:"" default:"1000000"`
 }
 
 // Help is what --help shows below the summary.
 func (*benchCmd) Help() string {
-	return `Measures throughput, latency and what becomes of them with many webhooks, bad receivers and backlogs, in about four minutes.
+	return `Measures throughput, latency and what becomes of them with many webhooks, bad receivers and backlogs, in four or five minutes.
 It needs nothing and leaves nothing: the receiver, and the client of the REST API, are processes of their own on this
 machine.
 
@@ -97,7 +98,7 @@ func (c *benchCmd) Run() (err error) {
 		},
 		Database: db.probe,
 		Only:     c.Only, Rounds: c.Rounds, Slice: c.Slice,
-		Backlog: c.Backlog, SpreadWebhooks: c.SpreadWebhooks, CPUProfile: c.CPUProfile,
+		Backlog: c.Backlog, Webhooks: c.Webhooks, CPUProfile: c.CPUProfile,
 	}
 	if opts.Backlog == 0 {
 		opts.Backlog = 100_000
@@ -143,25 +144,26 @@ func openBenchDatabase(ctx context.Context, where string) (benchDatabase, error)
 	if (databaseFlags{Database: where}).onPostgres() {
 		return openBenchPostgres(ctx, where)
 	}
-	remove := func() error { return nil }
-	if where == "" {
-		dir, err := os.MkdirTemp("", "posthorn-bench-")
-		if err != nil {
-			return benchDatabase{}, err
+	if where != "" {
+		if _, err := os.Lstat(where); err == nil {
+			return benchDatabase{}, fmt.Errorf("--database: there is a file %s already, and a benchmark must not fill it: name one that doesn't exist", where)
 		}
-		where = filepath.Join(dir, "posthorn.db")
-		remove = func() error { return os.RemoveAll(dir) }
-	} else if _, err := os.Lstat(where); err == nil {
-		return benchDatabase{}, fmt.Errorf("--database: there is a file %s already, and a benchmark must not fill it: name one that doesn't exist", where)
-	} else {
-		remove = func() error { return removeSQLite(where) }
+		return openBenchSQLite(ctx, where, func() error { return removeSQLite(where) })
 	}
-	db := benchDatabase{name: "SQLite", fileSystem: bench.FileSystem(filepath.Dir(where))}
+	dir, err := os.MkdirTemp("", "posthorn-bench-")
+	if err != nil {
+		return benchDatabase{}, err
+	}
+	return openBenchSQLite(ctx, filepath.Join(dir, "posthorn.db"), func() error { return os.RemoveAll(dir) })
+}
+
+func openBenchSQLite(ctx context.Context, file string, remove func() error) (benchDatabase, error) {
+	db := benchDatabase{name: "SQLite", fileSystem: bench.FileSystem(filepath.Dir(file))}
 	if db.fileSystem == "tmpfs" {
-		fmt.Fprintf(os.Stderr, "posthorn: %s is in memory (tmpfs), where making data durable costs nothing: name a file on a disk with --database, or another folder with TMPDIR\n",
-			filepath.Dir(where))
+		fmt.Fprintf(os.Stderr, "posthorn: %s is in memory (tmpfs), where it costs nothing to make data durable: name a file on a disk with --database, or another folder with TMPDIR\n",
+			filepath.Dir(file))
 	}
-	store, err := database{databaseFlags: databaseFlags{Database: where}}.open(ctx, where, slog.New(slog.DiscardHandler))
+	store, err := database{databaseFlags: databaseFlags{Database: file}}.open(ctx, file, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return db, errors.Join(err, remove())
 	}

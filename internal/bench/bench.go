@@ -43,8 +43,8 @@ type Options struct {
 	Rounds int           // how many slices of each there are
 	Slice  time.Duration // how long one takes, about
 
-	Backlog        int // queue entries of the scenario backlog
-	SpreadWebhooks int // webhooks of the scenario spread, in a tenth as many repos
+	Backlog  int // queue entries of the scenario backlog
+	Webhooks int // of the scenario spread, in a tenth as many repos; the largest fan-out is to a tenth of them
 	// GrowthRows is how many deliveries the log is filled with for the scenario growth, and GrowthWebhooks how many webhooks
 	// are created. Zero rows: it is left out.
 	GrowthRows, GrowthWebhooks int
@@ -67,7 +67,8 @@ type scenario struct {
 	run           func(ctx context.Context, r *rig, slice time.Duration) (sample, error)
 }
 
-func scenarios() []scenario {
+func scenarios(webhooks int) []scenario {
+	many := max(1, webhooks/10)
 	return []scenario{
 		{group: "bare", name: "bare-64", run: bare(64)},
 		{group: "bare", name: "bare-256", run: bare(256)},
@@ -78,9 +79,9 @@ func scenarios() []scenario {
 		{group: "latency", name: "latency-1000", paced: true, run: steady(1000)},
 		{group: "fan-out", name: "fan-out-1", stored: true, run: fanOut(1)},
 		{group: "fan-out", name: "fan-out-20", stored: true, run: fanOut(20)},
-		{group: "fan-out", name: "fan-out-1000", stored: true, run: fanOut(1000)},
+		{group: "fan-out", name: "fan-out-" + strconv.Itoa(many), stored: true, run: fanOut(many)},
 		{group: "spread", name: "spread", run: spread},
-		{group: "isolation", name: "isolation-alone", paced: true, timeout: isolationTimeout, run: healthy},
+		{group: "isolation", name: "isolation-alone", paced: true, timeout: isolationTimeout, run: steady(healthyRate)},
 		{group: "isolation", name: "isolation-beside", paced: true, timeout: isolationTimeout, run: healthyBesideBad},
 		{group: "backlog", name: "backlog", timeout: backlogTimeout, run: backlog},
 	}
@@ -89,7 +90,7 @@ func scenarios() []scenario {
 // Scenarios returns the names that [Options.Only] may have.
 func Scenarios() []string {
 	var names []string
-	for _, s := range scenarios() {
+	for _, s := range scenarios(0) {
 		names = append(names, s.group)
 	}
 	return slices.Compact(names)
@@ -107,11 +108,11 @@ func Run(ctx context.Context, opts Options) (_ *Report, err error) {
 			err = e
 		}
 	}()
-	chosen := slices.DeleteFunc(scenarios(), func(s scenario) bool {
+	chosen := slices.DeleteFunc(scenarios(opts.Webhooks), func(s scenario) bool {
 		needed := s.group == "bare" || opts.GrowthRows > 0 && slices.Contains(inGrowth, s.group)
 		return len(opts.Only) > 0 && !needed && !slices.Contains(opts.Only, s.group)
 	})
-	grown := slices.DeleteFunc(scenarios(), func(s scenario) bool { return !slices.Contains(inGrowth, s.group) })
+	grown := slices.DeleteFunc(scenarios(opts.Webhooks), func(s scenario) bool { return !slices.Contains(inGrowth, s.group) })
 	r.steps = opts.Rounds * len(chosen)
 	if opts.GrowthRows > 0 {
 		r.steps += opts.Rounds*len(grown) + 2 // filling it with webhooks and with deliveries

@@ -46,8 +46,8 @@ func FileSystem(dir string) string {
 	if err != nil {
 		return ""
 	}
-	if real, err := filepath.EvalSymlinks(dir); err == nil {
-		dir = real
+	if target, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = target
 	}
 	text, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {

@@ -103,7 +103,7 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 	now := time.Now()
 	sent, ok := sentAt(body[:n])
 	bodies.Put(body)
-	if err != io.ErrUnexpectedEOF || !ok { //nolint:errorlint // ReadFull returns it as it is
+	if err != io.ErrUnexpectedEOF || !ok {
 		http.Error(w, "the body is none of the benchmark's", http.StatusBadRequest)
 		return
 	}

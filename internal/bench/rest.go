@@ -13,7 +13,7 @@ import (
 // rest measures the REST API: a client process posts single events or batches over a number of connections.
 func rest(batch, connections int) func(context.Context, *rig, time.Duration) (sample, error) {
 	return func(ctx context.Context, r *rig, slice time.Duration) (sample, error) {
-		repos, err := r.repos(ctx, "rest", repoCount, 1, measured, r.url(pathOK, "rest"))
+		repos, err := r.ordinaryRepos(ctx)
 		if err != nil {
 			return sample{}, err
 		}
@@ -41,7 +41,7 @@ func rest(batch, connections int) func(context.Context, *rig, time.Duration) (sa
 		if _, err := post(ctx, warmUp(slice)); err != nil {
 			return sample{}, err
 		}
-		return r.measure(ctx, "rest", func(ctx context.Context) (int64, error) { return post(ctx, slice) })
+		return r.measure(ctx, ordinary, func(ctx context.Context) (int64, error) { return post(ctx, slice) })
 	}
 }
 

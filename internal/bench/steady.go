@@ -3,7 +3,6 @@ package bench
 import (
 	"context"
 	"fmt"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,17 +13,14 @@ import (
 
 // steady measures latency while events come at a given rate, whether or not the ones before have arrived.
 func steady(perSecond int) func(context.Context, *rig, time.Duration) (sample, error) {
-	return func(ctx context.Context, r *rig, slice time.Duration) (sample, error) {
-		label := "latency-" + strconv.Itoa(perSecond)
-		repos, err := r.repos(ctx, label, repoCount, 1, measured, r.url(pathOK, label))
-		if err != nil {
-			return sample{}, err
-		}
-		return r.paceAndMeasure(ctx, label, repos, perSecond, slice)
-	}
+	return func(ctx context.Context, r *rig, slice time.Duration) (sample, error) { return r.steady(ctx, perSecond, slice) }
 }
 
-func (r *rig) paceAndMeasure(ctx context.Context, label string, repos []string, perSecond int, slice time.Duration) (sample, error) {
+func (r *rig) steady(ctx context.Context, perSecond int, slice time.Duration) (sample, error) {
+	repos, err := r.ordinaryRepos(ctx)
+	if err != nil {
+		return sample{}, err
+	}
 	if _, _, err := r.pace(ctx, r.store.measured, repos, measured, 1, perSecond, warmUp(slice)); err != nil {
 		return sample{}, err
 	}
@@ -32,7 +28,7 @@ func (r *rig) paceAndMeasure(ctx context.Context, label string, repos []string, 
 		return sample{}, err
 	}
 	late := int64(0)
-	s, err := r.measure(ctx, label, func(ctx context.Context) (sent int64, err error) {
+	s, err := r.measure(ctx, ordinary, func(ctx context.Context) (sent int64, err error) {
 		if sent, late, err = r.pace(ctx, r.store.measured, repos, measured, 1, perSecond, slice); err != nil {
 			return 0, err
 		}
@@ -83,14 +79,6 @@ const (
 	isolationTimeout = 500 * time.Millisecond
 )
 
-func healthy(ctx context.Context, r *rig, slice time.Duration) (sample, error) {
-	repos, err := r.repos(ctx, "healthy", repoCount, 1, measured, r.url(pathOK, "healthy"))
-	if err != nil {
-		return sample{}, err
-	}
-	return r.paceAndMeasure(ctx, "healthy", repos, healthyRate, slice)
-}
-
 // healthyBesideBad measures the same while webhooks that hang, refuse, fail and are slow get events of their own.
 func healthyBesideBad(ctx context.Context, r *rig, slice time.Duration) (s sample, err error) {
 	bad := map[string]string{
@@ -117,7 +105,7 @@ func healthyBesideBad(ctx context.Context, r *rig, slice time.Duration) (s sampl
 			}
 		})
 	}
-	s, err = healthy(ctx, r, slice)
+	s, err = r.steady(ctx, healthyRate, slice)
 	cancel()
 	wg.Wait()
 	if e, ok := failed.Load().(error); ok && err == nil {

@@ -14,8 +14,16 @@ import (
 	"github.com/musehub/posthorn/signature"
 )
 
-// repoCount is how many repos the throughput is measured with, each with one webhook.
+// repoCount is how many repos events go to where nothing else is said, each with one webhook.
 const repoCount = 100
+
+// ordinary is the label of these webhooks' deliveries.
+const ordinary = "ordinary"
+
+// ordinaryRepos returns these repos. The scenarios that use them take turns.
+func (r *rig) ordinaryRepos(ctx context.Context) ([]string, error) {
+	return r.repos(ctx, ordinary, repoCount, 1, measured, r.url(pathOK, ordinary))
+}
 
 // bare sends what Posthorn would send, with the same code and signed alike, and does nothing else: what no delivery can do
 // without.
@@ -112,17 +120,17 @@ func bareID(n int64) string {
 
 // dispatch measures the library: many dispatch at once, to many repos with a webhook each.
 func dispatch(ctx context.Context, r *rig, slice time.Duration) (sample, error) {
-	repos, err := r.repos(ctx, "dispatch", repoCount, 1, measured, r.url(pathOK, "dispatch"))
+	repos, err := r.ordinaryRepos(ctx)
 	if err != nil {
 		return sample{}, err
 	}
-	return r.floodAndMeasure(ctx, "dispatch", repos, 1, slice)
+	return r.floodAndMeasure(ctx, ordinary, repos, 1, slice)
 }
 
 // spread measures the same over many webhooks, most of which have no event waiting and none in flight.
 func spread(ctx context.Context, r *rig, slice time.Duration) (sample, error) {
 	const each = 10 // webhooks in a repo
-	repos, err := r.repos(ctx, "spread", max(1, r.opts.SpreadWebhooks/each), each, measured, r.url(pathOK, "spread"))
+	repos, err := r.repos(ctx, "spread", max(1, r.opts.Webhooks/each), each, measured, r.url(pathOK, "spread"))
 	if err != nil {
 		return sample{}, err
 	}
@@ -152,7 +160,7 @@ func fanOut(n int) func(context.Context, *rig, time.Duration) (sample, error) {
 			took.record(time.Since(start))
 			return nil
 		}
-		for range 10 { // until the webhooks are known to be good, and may have more than one request in flight
+		for range 2 { // the first ones make the connections, and make the webhooks known as good
 			if err := one(ctx); err != nil {
 				return sample{}, err
 			}
