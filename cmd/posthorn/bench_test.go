@@ -21,7 +21,7 @@ import (
 func benchmark(t *testing.T, args ...string) (cmd *exec.Cmd, temporary string) {
 	t.Helper()
 	temporary = t.TempDir()
-	cmd = exec.Command("posthorn", append([]string{"bench", "--rounds", "1", "--slice", "100ms", "--backlog", "2000", "--webhooks", "300"}, args...)...)
+	cmd = exec.Command("posthorn", append([]string{"bench", "--rounds", "1", "--slice", "50ms", "--backlog", "1000", "--webhooks", "300"}, args...)...)
 	cmd.Env = append(os.Environ(), "TMPDIR="+temporary)
 	return cmd, temporary
 }
@@ -55,7 +55,7 @@ func runBenchmark(t *testing.T, args ...string) bench.Report {
 }
 
 func TestBench(t *testing.T) {
-	report := runBenchmark(t, "--large", "--large-rows", "3000", "--large-webhooks", "20")
+	report := runBenchmark(t, "--large", "--large-rows", "2000", "--large-webhooks", "20")
 	if report.Growth == nil {
 		t.Fatal("there is no growth in it")
 	}
@@ -121,7 +121,7 @@ func TestBenchTable(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	for _, want := range []string{`^SCENARIO +DELIVERIES/S `, `^bare-64 +[1-9]`, `^bare-256 +[1-9]`, `^dispatch +[1-9]`, `; 2 rounds of 0\.1 s$`} {
+	for _, want := range []string{`^SCENARIO +DELIVERIES/S `, `^bare-64 +[1-9]`, `^bare-256 +[1-9]`, `^dispatch +[1-9]`, `; 2 rounds of 0\.05 s$`} {
 		if !regexp.MustCompile("(?m)" + want).Match(out) {
 			t.Errorf("nothing matches %q in:\n%s", want, out)
 		}

@@ -13,7 +13,9 @@ import (
 
 // steady measures latency while events come at a given rate, whether or not the ones before have arrived.
 func steady(perSecond int) func(context.Context, *rig, time.Duration) (sample, error) {
-	return func(ctx context.Context, r *rig, slice time.Duration) (sample, error) { return r.steady(ctx, perSecond, slice) }
+	return func(ctx context.Context, r *rig, slice time.Duration) (sample, error) {
+		return r.steady(ctx, perSecond, slice)
+	}
 }
 
 func (r *rig) steady(ctx context.Context, perSecond int, slice time.Duration) (sample, error) {
