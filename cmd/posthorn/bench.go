@@ -33,6 +33,7 @@ type benchCmd struct {
 
 	// These make it small enough for a test.
 	Backlog       int `env:"-" hidden:"" default:"0"`
+	Unrecorded    int `env:"-" hidden:"" default:"4096"`
 	Webhooks      int `env:"-" hidden:"" default:"10000"`
 	LargeRows     int `env:"-" hidden:"" default:"10000000"`
 	LargeWebhooks int `env:"-" hidden:"" default:"1000000"`
@@ -98,7 +99,7 @@ func (c *benchCmd) Run() (err error) {
 		},
 		Database: db.probe,
 		Only:     c.Only, Rounds: c.Rounds, Slice: c.Slice,
-		Backlog: c.Backlog, Webhooks: c.Webhooks, CPUProfile: c.CPUProfile,
+		Unrecorded: c.Unrecorded, Backlog: c.Backlog, Webhooks: c.Webhooks, CPUProfile: c.CPUProfile,
 	}
 	if opts.Backlog == 0 {
 		opts.Backlog = 100_000

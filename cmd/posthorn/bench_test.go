@@ -21,7 +21,7 @@ import (
 func benchmark(t *testing.T, args ...string) (cmd *exec.Cmd, temporary string) {
 	t.Helper()
 	temporary = t.TempDir()
-	cmd = exec.Command("posthorn", append([]string{"bench", "--rounds", "1", "--slice", "50ms", "--backlog", "1000", "--webhooks", "300"}, args...)...)
+	cmd = exec.Command("posthorn", append([]string{"bench", "--rounds", "1", "--slice", "50ms", "--unrecorded", "256", "--backlog", "1000", "--webhooks", "100"}, args...)...)
 	cmd.Env = append(os.Environ(), "TMPDIR="+temporary)
 	return cmd, temporary
 }
@@ -64,7 +64,7 @@ func TestBench(t *testing.T) {
 		names = append(names, row.Name)
 		checkRow(t, row)
 	}
-	want := "bare-64 bare-256 dispatch rest rest-batch latency-200 latency-1000 fan-out-1 fan-out-20 fan-out-30 spread " +
+	want := "bare-64 bare-256 dispatch rest rest-batch latency-200 latency-1000 fan-out-1 fan-out-20 fan-out-10 spread " +
 		"isolation-alone isolation-beside backlog " + "bare-64 bare-256 dispatch latency-200 latency-1000"
 	if got := strings.Join(names, " "); got != want {
 		t.Errorf("the scenarios are\n%s, want\n%s", got, want)

@@ -43,8 +43,11 @@ type Options struct {
 	Rounds int           // how many slices of each there are
 	Slice  time.Duration // how long one takes, about
 
-	Backlog  int // queue entries of the scenario backlog
-	Webhooks int // of the scenario spread, in a tenth as many repos; the largest fan-out is to a tenth of them
+	// Unrecorded is how many deliveries may be accepted, or on their way to it, and not yet recorded, before those who
+	// dispatch as fast as possible wait: they don't make a backlog, and at the end of a slice there is little left to wait for.
+	Unrecorded int
+	Backlog    int // queue entries of the scenario backlog
+	Webhooks   int // of the scenario spread, in a tenth as many repos; the largest fan-out is to a tenth of them
 	// GrowthRows is how many deliveries the log is filled with for the scenario growth, and GrowthWebhooks how many webhooks
 	// are created. Zero rows: it is left out.
 	GrowthRows, GrowthWebhooks int

@@ -9,12 +9,9 @@ import (
 	"github.com/musehub/posthorn"
 )
 
-// bound is how many deliveries may be accepted, or on their way to it, and not yet recorded, before those who
-// dispatch wait: the backlog stays in memory, and at the end of a slice there is little left to wait for.
-const bound = 4096
-
 // A ledger counts deliveries that are expected and those that are recorded.
 type ledger struct {
+	bound       int
 	mu          sync.Mutex
 	changed     sync.Cond // L is mu
 	waiters     int
@@ -23,15 +20,15 @@ type ledger struct {
 	failed      string // what became of a delivery that failed, the last one
 }
 
-func newLedger() *ledger {
-	l := &ledger{}
+func newLedger(bound int) *ledger {
+	l := &ledger{bound: bound}
 	l.changed.L = &l.mu
 	return l
 }
 
 // expect counts n deliveries that are about to be accepted, once there are fewer than the bound.
 func (l *ledger) expect(ctx context.Context, n int) error {
-	return l.wait(ctx, func() bool { return l.outstanding < bound }, n)
+	return l.wait(ctx, func() bool { return l.outstanding < l.bound }, n)
 }
 
 // add counts n deliveries that are about to be accepted, however many there are.

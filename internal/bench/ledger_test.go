@@ -12,8 +12,8 @@ import (
 
 func TestLedgerBound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLedger()
-		l.add(bound)
+		l := newLedger(10)
+		l.add(10)
 		expected := make(chan error, 1)
 		go func() { expected <- l.expect(t.Context(), 1) }()
 		synctest.Wait()
@@ -38,7 +38,7 @@ func TestLedgerBound(t *testing.T) {
 
 func TestLedgerSettled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLedger()
+		l := newLedger(10)
 		l.add(3)
 		settled := make(chan error, 1)
 		go func() { settled <- l.settled(t.Context()) }()
@@ -68,7 +68,7 @@ func (c commits) Commit(context.Context, posthorn.Batch) ([]posthorn.Acceptance,
 }
 
 func TestStoreCounts(t *testing.T) {
-	s := &store{Store: commits{}, measured: newLedger(), beside: newLedger()}
+	s := &store{Store: commits{}, measured: newLedger(10), beside: newLedger(10)}
 	delivery := func(eventType string, success bool) *posthorn.Delivery {
 		return &posthorn.Delivery{EventType: eventType, Success: success}
 	}

@@ -38,7 +38,7 @@ type rig struct {
 const defaultTimeout = 10 * time.Second
 
 func newRig(ctx context.Context, opts Options) (*rig, error) {
-	r := &rig{opts: opts, made: map[string][]string{}, store: &store{Store: opts.Store, measured: newLedger(), beside: newLedger()}}
+	r := &rig{opts: opts, made: map[string][]string{}, store: &store{Store: opts.Store, measured: newLedger(opts.Unrecorded), beside: newLedger(opts.Unrecorded)}}
 	var err error
 	if r.receiver, err = startChild(opts.Child(receiverPart)); err != nil {
 		return nil, fmt.Errorf("start the receiver: %w", err)
