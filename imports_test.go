@@ -53,6 +53,7 @@ func TestImports(t *testing.T) {
 		{pkg: "internal/sender"},
 		{pkg: "internal/secretbox"},
 		{pkg: "internal/storetest", ours: root},
+		{pkg: "internal/bench", ours: root},
 		{pkg: "internal/pgtest", optional: []string{pgx}},
 		{pkg: "internal/pgtest/with", anything: true}, // a program of the tests'
 		{pkg: "sqlite", ours: root, optional: []string{modernc, zombiezen, goose}},

@@ -14,6 +14,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/musehub/posthorn"
+	"github.com/musehub/posthorn/internal/bench"
 	"github.com/musehub/posthorn/postgres"
 )
 
@@ -39,8 +40,11 @@ type cli struct {
 	Listen  listenCmd  `cmd:"" group:"tools" help:"Receive webhooks on this machine and print them."`
 	Sign    signCmd    `cmd:"" group:"tools" help:"Sign a body and print the headers."`
 	Verify  verifyCmd  `cmd:"" group:"tools" help:"Check the signature of a request."`
+	Bench   benchCmd   `cmd:"" group:"tools" help:"Measure throughput, latency and scale on this machine."`
 	Keys    keysCmd    `cmd:"" group:"tools" help:"Keys that encrypt the signing secrets in the database."`
 	Version versionCmd `cmd:"" group:"tools" help:"Print the version."`
+
+	BenchChild benchChildCmd `cmd:"" hidden:""`
 }
 
 const description = `Posthorn delivers webhooks: it stores each event durably, POSTs it signed to every webhook that
@@ -71,6 +75,7 @@ func run(args []string) int {
 			{Key: "tools", Title: "Tools:"},
 		}),
 		kong.Vars{
+			"bench_scenarios":      strings.Join(bench.Scenarios(), ", "),
 			"event_types":          strings.Join(posthorn.DefaultEventTypes(), ","),
 			"database_connections": strconv.Itoa(postgres.DefaultMaxConns),
 			"database_schema":      postgres.DefaultSchema,
