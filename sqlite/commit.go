@@ -2,20 +2,19 @@ package sqlite
 
 import (
 	"context"
-	"maps"
 
 	"github.com/musehub/posthorn"
 	"zombiezen.com/go/sqlite"
 )
 
-// These are executed by two drivers; see Tx.
-const (
-	insertEvent = `INSERT INTO posthorn_events (id, repo_id, type, created_at, deliveries, payload, seq, previous)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id, repo_id) DO NOTHING`
-	selectSameEvent = "SELECT seq, deliveries, type = ? AND payload = ? FROM posthorn_events WHERE id = ? AND repo_id = ?"
-	selectNewest    = "SELECT newest FROM posthorn_repos WHERE repo_id = ?"
-	addEvents       = `INSERT INTO posthorn_repos (repo_id, events, newest) VALUES (?, ?, ?)
-		ON CONFLICT DO UPDATE SET events = events + excluded.events, newest = excluded.newest`
+const selectSameEvent = "SELECT seq, deliveries, type = ? AND payload = ? FROM posthorn_events WHERE id = ? AND repo_id = ?"
+
+var (
+	insertEvents = newMany("INSERT INTO posthorn_events (seq, previous, id, repo_id, type, created_at, deliveries, payload) VALUES ",
+		"(?, ?, ?, ?, ?, ?, ?, ?)", " ON CONFLICT (id, repo_id) DO NOTHING")
+	selectRepos = newMany("SELECT repo_id, newest FROM posthorn_repos WHERE repo_id IN (", "?", ")")
+	addEvents   = newMany("INSERT INTO posthorn_repos (repo_id, events, newest) VALUES ", "(?, ?, ?)",
+		" ON CONFLICT DO UPDATE SET events = events + excluded.events, newest = excluded.newest")
 )
 
 // Commit implements [posthorn.Store].
@@ -55,17 +54,18 @@ func (s *Store) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Accept
 // accepting is the state of storing the events of a batch.
 type accepting struct {
 	*Store
-	c      *sqlite.Conn
-	insert *sqlite.Stmt
-	node   int64
-	seq    int64 // the next event's
-	repos  map[string]repoLog
+	c     *sqlite.Conn
+	node  int64
+	seq   int64 // the next event's
+	repos map[string]*repoLog
+	order []*repoLog
 }
 
 // repoLog is what a batch adds to a repo's events.
 type repoLog struct {
+	repoID string
 	newest int64
-	events int
+	events int64
 }
 
 // acceptEvents stores the events of a batch. With node 0 nothing is leased.
@@ -73,95 +73,118 @@ func (s *Store) acceptEvents(c *sqlite.Conn, node int64, events []posthorn.NewEv
 	if len(events) == 0 {
 		return nil
 	}
-	a := accepting{Store: s, c: c, node: node, repos: map[string]repoLog{}}
+	a := accepting{Store: s, c: c, node: node}
 	var err error
 	if a.seq, err = nextNumbers(c, "event", len(events)); err != nil {
 		return err
 	}
-	if a.insert, err = c.Prepare(insertEvent); err != nil {
+	if err := a.findRepos(events); err != nil {
 		return err
 	}
 	for len(events) > 0 {
-		n := groupSize(events)
+		n := 1
+		for n < len(events) && events[n].Group == events[0].Group {
+			n++
+		}
 		if err := a.group(events[:n], acceptances[:n]); err != nil {
 			return err
 		}
 		events, acceptances = events[n:], acceptances[n:]
 	}
-	for repoID, repo := range a.repos {
-		if repo.events == 0 {
-			continue
+	err = addEvents.each(c, len(a.order), func(st *sqlite.Stmt, from, size int) error {
+		p := params{Stmt: st}
+		for _, repo := range a.order[from : from+size] {
+			p.text(repo.repoID)
+			p.int(repo.events)
+			p.int(repo.newest)
 		}
-		if err := exec(c, addEvents, repoID, repo.events, repo.newest); err != nil {
-			return err
-		}
+		return run(st)
+	})
+	if err != nil {
+		return err
 	}
 	return s.promises.insert(c, node)
 }
 
-// groupSize returns how many events belong together with the first one.
-func groupSize(events []posthorn.NewEvent) int {
-	n := 1
-	for events[0].Group != 0 && n < len(events) && events[n].Group == events[0].Group {
-		n++
+// findRepos reads what the repos' newest events are.
+func (a *accepting) findRepos(events []posthorn.NewEvent) error {
+	a.repos = make(map[string]*repoLog, len(events))
+	for i := range events {
+		repoID := events[i].Event.RepoID
+		if a.repos[repoID] == nil {
+			a.repos[repoID] = &repoLog{repoID: repoID}
+			a.order = append(a.order, a.repos[repoID])
+		}
 	}
-	return n
+	return selectRepos.each(a.c, len(a.order), func(st *sqlite.Stmt, from, size int) error {
+		p := params{Stmt: st}
+		for _, repo := range a.order[from : from+size] {
+			p.text(repo.repoID)
+		}
+		return rows(st, func(st *sqlite.Stmt) error {
+			a.repos[st.ColumnText(0)].newest = st.ColumnInt64(1)
+			return nil
+		})
+	})
 }
 
-// group stores events that belong together, or none of them when one is in conflict.
-func (a *accepting) group(events []posthorn.NewEvent, acceptances []posthorn.Acceptance) (err error) {
-	if len(events) == 1 { // it stores something or nothing by itself
-		acceptances[0], err = a.event(&events[0])
-		return err
-	}
-	if err := exec(a.c, "SAVEPOINT posthorn_group"); err != nil {
-		return err
-	}
-	repos, promised := maps.Clone(a.repos), len(a.promises.added)
-	for i := range events {
-		if acceptances[i], err = a.event(&events[i]); err != nil {
+// group stores events of the same group, or none of them when one is in conflict; those of group 0 each for itself.
+func (a *accepting) group(events []posthorn.NewEvent, acceptances []posthorn.Acceptance) error {
+	together := events[0].Group != 0
+	if together {
+		if err := exec(a.c, "SAVEPOINT posthorn_group"); err != nil {
 			return err
 		}
-		if acceptances[i].Err != nil {
+	}
+	links := make([]link, len(events))
+	for i := range links {
+		links[i].seq = a.seq
+		a.seq++
+	}
+	newest := func(i int) *int64 { return &a.repos[events[i].Event.RepoID].newest }
+	err := insertLinks(a.c, insertEvents, "posthorn_events", links, newest, func(p *params, i int) {
+		e := events[i].Event
+		p.text(e.ID)
+		p.text(e.RepoID)
+		p.text(e.Type)
+		p.int(micros(e.CreatedAt))
+		p.int(int64(len(events[i].Targets)))
+		p.bytes(e.Payload)
+	})
+	if err != nil {
+		return err
+	}
+	for i := range links {
+		if !links[i].skipped {
+			continue
+		}
+		if acceptances[i], err = duplicate(a.c, events[i].Event); err != nil {
+			return err
+		}
+		if together && acceptances[i].Err != nil {
 			clear(acceptances[:i])
-			a.repos, a.promises.added = repos, a.promises.added[:promised]
+			unlink(links, newest)
 			if err := exec(a.c, "ROLLBACK TO posthorn_group"); err != nil {
 				return err
 			}
-			break
+			return exec(a.c, "RELEASE posthorn_group")
 		}
 	}
-	return exec(a.c, "RELEASE posthorn_group")
-}
-
-// event stores an event, unless its ID is there already.
-func (a *accepting) event(n *posthorn.NewEvent) (posthorn.Acceptance, error) {
-	e := n.Event
-	repo, ok := a.repos[e.RepoID]
-	if !ok {
-		var err error
-		if repo.newest, err = queryInt(a.c, selectNewest, e.RepoID); err != nil {
-			return posthorn.Acceptance{}, err
+	for i := range links {
+		if links[i].skipped {
+			continue
+		}
+		events[i].Event.Seq = links[i].seq
+		acceptances[i] = posthorn.Acceptance{Deliveries: len(events[i].Targets)}
+		a.repos[events[i].Event.RepoID].events++
+		if err := a.enqueueTargets(a.c, a.node, &events[i]); err != nil {
+			return err
 		}
 	}
-	a.insert.BindText(1, e.ID)
-	a.insert.BindText(2, e.RepoID)
-	a.insert.BindText(3, e.Type)
-	a.insert.BindInt64(4, micros(e.CreatedAt))
-	a.insert.BindInt64(5, int64(len(n.Targets)))
-	a.insert.BindBytes(6, e.Payload)
-	a.insert.BindInt64(7, a.seq)
-	a.insert.BindInt64(8, repo.newest)
-	if err := run(a.insert); err != nil {
-		return posthorn.Acceptance{}, err
+	if together {
+		return exec(a.c, "RELEASE posthorn_group")
 	}
-	if a.c.Changes() == 0 {
-		return duplicate(a.c, e)
-	}
-	e.Seq = a.seq
-	a.seq++
-	a.repos[e.RepoID] = repoLog{newest: e.Seq, events: repo.events + 1}
-	return posthorn.Acceptance{Deliveries: len(n.Targets)}, a.enqueueTargets(a.c, a.node, n)
+	return nil
 }
 
 // duplicate decides what an event is whose ID the repo has already.

@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -43,124 +44,180 @@ func encodeResults(results []posthorn.Result) ([]result, error) {
 	return encoded, nil
 }
 
+var (
+	insertDeliveries = newMany(`INSERT INTO posthorn_deliveries (seq, previous, id, webhook, event, event_id, event_type, success, delivered_at,
+		next_attempt_at, trigger, run, attempt, status, body, exchange) VALUES `,
+		"(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", " ON CONFLICT (id) DO NOTHING")
+	selectLogs    = newMany("SELECT webhook, newest FROM posthorn_logs WHERE live AND webhook IN (", "?", ")")
+	addDeliveries = newMany("INSERT INTO posthorn_logs (webhook, succeeded, failed, newest) VALUES ", "(?, ?, ?, ?)",
+		" ON CONFLICT DO UPDATE SET succeeded = succeeded + excluded.succeeded, failed = failed + excluded.failed, newest = excluded.newest")
+)
+
+// recording is the state of recording the results of a batch.
+type recording struct {
+	c     *sqlite.Conn
+	logs  map[int64]*webhookLog
+	order []*webhookLog
+}
+
+// webhookLog is what a batch adds to a webhook's log.
+type webhookLog struct {
+	webhook           int64
+	live              bool
+	newest            int64
+	succeeded, failed int64
+}
+
 // recordResults logs what was delivered and takes the entries from the queue, or moves them on to their next attempt.
 func (s *Store) recordResults(c *sqlite.Conn, node int64, results []result) error {
 	if len(results) == 0 {
 		return nil
 	}
-	seq, err := nextNumbers(c, "delivery", len(results))
-	if err != nil {
-		return err
-	}
-	logs := map[int64]*webhookLog{}
 	for i := range results {
-		r := &results[i]
-		e := r.Entry
-		r.retryAt = r.RetryAt
-		if e.Queued {
-			if r.held, err = removeLeased(c, node, e); err != nil {
-				return err
-			}
-		} else {
-			r.held = s.promises.settle(node, e.Event.Seq, e.WebhookSeq)
-			if r.held && r.Delivery == nil && r.RetryAt.IsZero() { // which leaves no trace elsewhere
-				if err := s.promises.rewrite(c, e.Event.Seq); err != nil {
-					return err
-				}
-			}
-		}
-		log := logs[e.WebhookSeq]
-		if log == nil {
-			if log, err = findLog(c, e.WebhookSeq); err != nil {
-				return err
-			}
-			logs[e.WebhookSeq] = log
-		}
-		if !log.live {
-			continue // its entry is gone, and its log takes no more
-		}
-		if r.Delivery != nil {
-			if err := logDelivery(c, r, seq, log); err != nil {
-				return err
-			}
-			seq++
-		}
-		if r.held && !r.retryAt.IsZero() {
-			next := *e
-			next.DueAt = r.retryAt
-			if r.Delivery != nil {
-				next.Attempt++
-			}
-			if err := insertEntry(c, &next, 0); err != nil {
-				return err
-			}
-		}
-	}
-	for webhook, log := range logs {
-		if log.succeeded+log.failed == 0 {
-			continue
-		}
-		if err := exec(c, "UPDATE posthorn_logs SET succeeded = succeeded + ?, failed = failed + ?, newest = ? WHERE webhook = ?",
-			log.succeeded, log.failed, log.newest, webhook); err != nil {
+		if err := s.takeEntry(c, node, &results[i]); err != nil {
 			return err
 		}
 	}
+	r := recording{c: c}
+	if err := r.findLogs(results); err != nil {
+		return err
+	}
+	if err := r.logDeliveries(results); err != nil {
+		return err
+	}
+	for i := range results {
+		if err := r.retry(&results[i]); err != nil {
+			return err
+		}
+	}
+	return addDeliveries.each(c, len(r.order), func(st *sqlite.Stmt, from, size int) error {
+		p := params{Stmt: st}
+		for _, log := range r.order[from : from+size] {
+			p.int(log.webhook)
+			p.int(log.succeeded)
+			p.int(log.failed)
+			p.int(log.newest)
+		}
+		return run(st)
+	})
+}
+
+// takeEntry takes the entry of a result from the node, if it has it.
+func (s *Store) takeEntry(c *sqlite.Conn, node int64, r *result) (err error) {
+	e := r.Entry
+	r.retryAt = r.RetryAt
+	if e.Queued {
+		r.held, err = removeLeased(c, node, e)
+		return err
+	}
+	r.held = s.promises.settle(node, e.Event.Seq, e.WebhookSeq)
+	if r.held && r.Delivery == nil && r.RetryAt.IsZero() { // which leaves no trace elsewhere
+		return s.promises.rewrite(c, e.Event.Seq)
+	}
 	return nil
 }
 
-// webhookLog is what a batch adds to a webhook's log.
-type webhookLog struct {
-	live              bool
-	newest            int64
-	succeeded, failed int
+// findLogs reads which webhooks are there still, and what the newest rows of their logs are. Order has only these.
+func (r *recording) findLogs(results []result) error {
+	r.logs = make(map[int64]*webhookLog, len(results))
+	for i := range results {
+		webhook := results[i].Entry.WebhookSeq
+		if r.logs[webhook] == nil {
+			r.logs[webhook] = &webhookLog{webhook: webhook}
+			r.order = append(r.order, r.logs[webhook])
+		}
+	}
+	err := selectLogs.each(r.c, len(r.order), func(st *sqlite.Stmt, from, size int) error {
+		p := params{Stmt: st}
+		for _, log := range r.order[from : from+size] {
+			p.int(log.webhook)
+		}
+		return rows(st, func(st *sqlite.Stmt) error {
+			log := r.logs[st.ColumnInt64(0)]
+			log.live, log.newest = true, st.ColumnInt64(1)
+			return nil
+		})
+	})
+	r.order = slices.DeleteFunc(r.order, func(log *webhookLog) bool { return !log.live })
+	return err
 }
 
-func findLog(c *sqlite.Conn, webhook int64) (*webhookLog, error) {
-	log := new(webhookLog)
-	_, err := queryRow(c, func(st *sqlite.Stmt) { log.live, log.newest = true, st.ColumnInt64(0) },
-		"SELECT newest FROM posthorn_logs WHERE webhook = ? AND live", webhook)
-	return log, err
-}
-
-// logDelivery adds a row to the log, unless the log has it.
-func logDelivery(c *sqlite.Conn, r *result, seq int64, log *webhookLog) error {
-	st, err := c.Prepare(`INSERT INTO posthorn_deliveries (id, webhook, event, event_id, event_type, success, delivered_at, next_attempt_at,
-		trigger, run, attempt, status, body, exchange, seq, previous) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING`)
+// logDeliveries adds rows to the log, except those that it has.
+func (r *recording) logDeliveries(results []result) error {
+	made := make([]*result, 0, len(results))
+	for i := range results {
+		if results[i].Delivery != nil && r.logs[results[i].Entry.WebhookSeq].live {
+			made = append(made, &results[i])
+		}
+	}
+	seq, err := nextNumbers(r.c, "delivery", len(made))
 	if err != nil {
 		return err
 	}
-	d := r.Delivery
-	st.BindBytes(1, r.id)
-	st.BindInt64(2, r.Entry.WebhookSeq)
-	st.BindInt64(3, r.Entry.Event.Seq)
-	st.BindText(4, d.EventID)
-	st.BindText(5, d.EventType)
-	st.BindBool(6, d.Success)
-	st.BindInt64(7, micros(d.DeliveredAt))
-	st.BindInt64(8, micros(d.NextAttemptAt))
-	st.BindText(9, string(d.Trigger))
-	st.BindInt64(10, d.Run)
-	st.BindInt64(11, int64(d.Attempt))
-	st.BindInt64(12, int64(d.ResponseStatus))
-	st.BindText(13, d.ResponseBody)
-	st.BindText(14, r.exchange)
-	st.BindInt64(15, seq)
-	st.BindInt64(16, log.newest)
-	if err := run(st); err != nil {
+	links := make([]link, len(made))
+	for i := range links {
+		links[i].seq = seq + int64(i)
+	}
+	newest := func(i int) *int64 { return &r.logs[made[i].Entry.WebhookSeq].newest }
+	err = insertLinks(r.c, insertDeliveries, "posthorn_deliveries", links, newest, func(p *params, i int) { made[i].bind(p) })
+	if err != nil {
 		return err
 	}
-	if c.Changes() == 0 {
-		_, err = queryRow(c, func(st *sqlite.Stmt) { r.seq, r.retryAt = st.ColumnInt64(0), timeOf(st.ColumnInt64(1)) },
-			"SELECT seq, next_attempt_at FROM posthorn_deliveries WHERE id = ?", r.id)
-		return err
-	}
-	r.seq, log.newest = seq, seq
-	if d.Success {
-		log.succeeded++
-	} else {
-		log.failed++
+	for i, made := range made {
+		log := r.logs[made.Entry.WebhookSeq]
+		switch {
+		case links[i].skipped:
+			_, err := queryRow(r.c, func(st *sqlite.Stmt) { made.seq, made.retryAt = st.ColumnInt64(0), timeOf(st.ColumnInt64(1)) },
+				"SELECT seq, next_attempt_at FROM posthorn_deliveries WHERE id = ?", made.id)
+			if err != nil {
+				return err
+			}
+			continue
+		case made.Delivery.Success:
+			log.succeeded++
+		default:
+			log.failed++
+		}
+		made.seq = links[i].seq
 	}
 	return nil
+}
+
+func (r *result) bind(p *params) {
+	d := r.Delivery
+	p.bytes(r.id)
+	p.int(r.Entry.WebhookSeq)
+	p.int(r.Entry.Event.Seq)
+	p.text(d.EventID)
+	p.text(d.EventType)
+	if d.Success {
+		p.int(1)
+	} else {
+		p.int(0)
+	}
+	p.int(micros(d.DeliveredAt))
+	p.int(micros(d.NextAttemptAt))
+	p.text(string(d.Trigger))
+	p.int(d.Run)
+	p.int(int64(d.Attempt))
+	p.int(int64(d.ResponseStatus))
+	p.text(d.ResponseBody)
+	p.text(r.exchange)
+}
+
+// retry puts an entry that the node had back into the queue, if it is due again. The log of a webhook that is gone takes no
+// more, and its entry is gone too.
+func (r *recording) retry(result *result) error {
+	e := result.Entry
+	if !result.held || result.retryAt.IsZero() || !r.logs[e.WebhookSeq].live {
+		return nil
+	}
+	next := *e
+	next.DueAt = result.retryAt
+	if result.Delivery != nil {
+		next.Attempt++
+	}
+	return insertEntry(r.c, &next, 0)
 }
 
 // parseUUID accepts the one spelling that DeliveryID writes.

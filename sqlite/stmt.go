@@ -26,6 +26,11 @@ func query(c *sqlite.Conn, each func(*sqlite.Stmt) error, query string, args ...
 	if err != nil {
 		return err
 	}
+	return rows(st, each)
+}
+
+// rows calls each for every row of a bound statement, until that returns an error.
+func rows(st *sqlite.Stmt, each func(*sqlite.Stmt) error) error {
 	defer reset(st)
 	for {
 		if ok, err := st.Step(); !ok || err != nil {

@@ -30,13 +30,14 @@ func (h hostTx) accept(ctx context.Context, n posthorn.NewEvent) (a posthorn.Acc
 	e, deliveries := n.Event, len(n.Targets)
 	payload := append([]byte{}, e.Payload...) // this driver takes a nil slice for NULL
 	var seq, newest int64
+	var repoID string
 	if err := h.tx.QueryRowContext(ctx, takeNumbers, 1, "event").Scan(&seq); err != nil {
 		return a, err
 	}
-	if err := h.tx.QueryRowContext(ctx, selectNewest, e.RepoID).Scan(&newest); err != nil && !errors.Is(err, sql.ErrNoRows) {
+	if err := h.tx.QueryRowContext(ctx, selectRepos.one(), e.RepoID).Scan(&repoID, &newest); err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return a, err
 	}
-	inserted, err := h.tx.ExecContext(ctx, insertEvent, e.ID, e.RepoID, e.Type, micros(e.CreatedAt), deliveries, payload, seq, newest)
+	inserted, err := h.tx.ExecContext(ctx, insertEvents.one(), seq, newest, e.ID, e.RepoID, e.Type, micros(e.CreatedAt), deliveries, payload)
 	if err != nil {
 		return a, err
 	}
@@ -61,7 +62,7 @@ func (h hostTx) accept(ctx context.Context, n posthorn.NewEvent) (a posthorn.Acc
 			return a, err
 		}
 	}
-	if _, err := h.tx.ExecContext(ctx, addEvents, e.RepoID, 1, seq); err != nil {
+	if _, err := h.tx.ExecContext(ctx, addEvents.one(), e.RepoID, 1, seq); err != nil {
 		return a, err
 	}
 	e.Seq = seq
