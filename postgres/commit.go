@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -16,6 +17,9 @@ func (s *Store) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Accept
 	if err != nil {
 		return nil, err
 	}
+	if len(b.Events) > maxBatch {
+		return nil, errBatch(len(b.Events), "events")
+	}
 	a := encodeEvents(b)
 	err = s.withPartitions(ctx, r.days, func() error {
 		return s.write(ctx, func(ctx context.Context, t *transaction) error {
@@ -25,15 +29,23 @@ func (s *Store) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Accept
 				// A host's open transaction that has the same event must not hold up the whole batch.
 				q.queue("SELECT set_config('lock_timeout', '2s', true)")
 				fence(q, b.Node)
+				if len(r.promised.events) > 0 {
+					lockPromises(q, b.Node)
+				}
 				a.insert(q, b.Node)
-				r.settle(q, b.Node)
+				r.settlePromised(q, b.Node)
+				r.queued.settle(q, b.Node)
 				r.log(q)
 			})
-			if err != nil || len(a.repeated) == 0 && !r.unlogged() {
+			others := r.kept < len(r.promised.events) // that are in the queue, or settled already
+			if err != nil || len(a.repeated) == 0 && !r.unlogged() && !others {
 				return err
 			}
 			err = t.run(ctx, func(q *batch) {
 				a.compare(q)
+				if others {
+					r.promised.settle(q, b.Node)
+				}
 				r.find(q)
 			})
 			if err == nil && slices.ContainsFunc(a.repeated, func(i int) bool { return a.outcomes[i] == nil }) {
@@ -68,6 +80,14 @@ func (s *Store) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Accept
 	return acceptances, nil
 }
 
+// maxBatch is how many events or results a batch can have. They are numbered from a multiple of that on, so that one number
+// of the sequences gives those of a whole batch.
+const maxBatch = 1 << 16
+
+func errBatch(n int, what string) error {
+	return posthorn.Errorf(posthorn.CodeTooLarge, "a batch of %d %s is more than %d", n, what, maxBatch)
+}
+
 // outcome is what a statement found out about one event.
 type outcome struct {
 	seq        int64
@@ -92,19 +112,27 @@ func (o *outcome) acceptance(e *posthorn.AcceptedEvent) posthorn.Acceptance {
 // newEvents are a batch's events on their way into the database, as columns.
 type newEvents struct {
 	events   []posthorn.NewEvent
-	sent     []int // the columns' rows, as indexes of events: the first of each ID
+	sent     []int // the columns' rows, as indexes of events: the first of each ID, in the order of IDs and repos
 	same     []int // the indexes of those whose ID another one of the batch has
 	outcomes []*outcome
 	repeated []int // the indexes of those that were there already
 
+	numbers           []int32 // the same as sent
 	ids, repos, types []string
 	times             []time.Time
 	deliveries        []int32
 	payloads          [][]byte
-	// The targets of all events.
-	rows, webhooks []int64 // the event's row, from 1; the webhook
-	leased         []bool
-	triggers       []string
+	// The targets of events, by the events' indexes: those that become promises, and those that become entries in the queue.
+	promised struct {
+		rows     []int32
+		webhooks []int64
+	}
+	queued struct {
+		rows     []int32
+		webhooks []int64
+		leased   []bool
+		triggers []string
+	}
 }
 
 func encodeEvents(b posthorn.Batch) *newEvents {
@@ -123,20 +151,41 @@ func encodeEvents(b posthorn.Batch) *newEvents {
 		}
 		first[k] = true
 		a.sent = append(a.sent, i)
-		a.ids = append(a.ids, e.ID)
-		a.repos = append(a.repos, e.RepoID)
-		a.types = append(a.types, e.Type)
-		a.times = append(a.times, micros(e.CreatedAt))
-		a.deliveries = append(a.deliveries, int32(len(b.Events[i].Targets)))
-		a.payloads = append(a.payloads, payloadBytes(e))
-		for _, t := range b.Events[i].Targets {
-			a.rows = append(a.rows, int64(len(a.sent)))
-			a.webhooks = append(a.webhooks, t.WebhookSeq)
-			a.leased = append(a.leased, t.Leased && b.Node != 0)
-			a.triggers = append(a.triggers, string(b.Events[i].Trigger))
-		}
+	}
+	// In the order of the keys: of two nodes that insert the same events one waits for the other, and not both.
+	slices.SortFunc(a.sent, func(i, j int) int {
+		e, f := b.Events[i].Event, b.Events[j].Event
+		return cmp.Or(cmp.Compare(e.ID, f.ID), cmp.Compare(e.RepoID, f.RepoID))
+	})
+	for _, i := range a.sent {
+		a.add(&b, i)
 	}
 	return a
+}
+
+func (a *newEvents) add(b *posthorn.Batch, i int) {
+	n := &b.Events[i]
+	e := n.Event
+	a.numbers = append(a.numbers, int32(i))
+	a.ids = append(a.ids, e.ID)
+	a.repos = append(a.repos, e.RepoID)
+	a.types = append(a.types, e.Type)
+	a.times = append(a.times, micros(e.CreatedAt))
+	a.deliveries = append(a.deliveries, int32(len(n.Targets)))
+	a.payloads = append(a.payloads, payloadBytes(e))
+	if promised(b, n) {
+		for _, t := range n.Targets {
+			a.promised.rows = append(a.promised.rows, int32(i))
+			a.promised.webhooks = append(a.promised.webhooks, t.WebhookSeq)
+		}
+		return
+	}
+	for _, t := range n.Targets {
+		a.queued.rows = append(a.queued.rows, int32(i))
+		a.queued.webhooks = append(a.queued.webhooks, t.WebhookSeq)
+		a.queued.leased = append(a.queued.leased, t.Leased && b.Node != 0)
+		a.queued.triggers = append(a.queued.triggers, string(n.Trigger))
+	}
 }
 
 // payloadBytes is a payload for the driver, which takes nil for NULL.
@@ -158,47 +207,53 @@ func (a *newEvents) reset() {
 	}
 }
 
-// insertEvents takes the numbers in the order of the batch and inserts in that of the keys: of two nodes that insert the
-// same events one waits for the other, and not both. Payloads are taken from their array late, so that no step in between
-// copies them.
+// insertEvents inserts in the order in which the columns are given, and returns the number that the batch's begin with and
+// those of the events that were new. The columns are read side by side where they are selected, row by row: as a table they
+// would be copied first, payloads and all.
 //
-// Targets whose webhooks are gone get no entry, and one that is named twice gets one, which is free if either is.
-const insertEvents = `WITH given AS MATERIALIZED (
-		SELECT nextval('posthorn.event_seq') AS seq, g.* FROM (
-			SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::int[]) WITH ORDINALITY
-				AS g (id, repo_id, type, created_at, deliveries, n) ORDER BY n) g
+// Targets whose webhooks are gone get no entry in the queue, and one that is named twice gets one, which is free if either is.
+// A promise of one that is gone goes with its node's results.
+const insertEvents = `WITH batch AS MATERIALIZED (
+		SELECT nextval('posthorn.event_seq') AS base
 	), new AS (
 		INSERT INTO posthorn.events (seq, id, repo_id, type, created_at, deliveries, payload)
-		SELECT g.seq, g.id, g.repo_id, g.type, g.created_at, g.deliveries, ($6::bytea[])[g.n]
-		FROM (SELECT * FROM given ORDER BY id COLLATE "C", repo_id COLLATE "C") g
-		ON CONFLICT (id, repo_id) DO NOTHING RETURNING seq
-	), accepted AS MATERIALIZED (
-		SELECT g.* FROM new JOIN given g USING (seq)
+		SELECT (SELECT base FROM batch) + g.n, g.id, g.repo_id, g.type, g.created_at, g.deliveries, g.payload
+		FROM (SELECT unnest($1::int[]) AS n, unnest($2::text[]) AS id, unnest($3::text[]) AS repo_id, unnest($4::text[]) AS type,
+			unnest($5::timestamptz[]) AS created_at, unnest($6::int[]) AS deliveries, unnest($7::bytea[]) AS payload) g
+		ON CONFLICT (id, repo_id) DO NOTHING RETURNING seq, created_at
+	), promises AS (
+		INSERT INTO posthorn.promises (block, node, events, webhooks)
+		SELECT new.seq / 64, $8::bigint, array_agg(new.seq), array_agg(t.webhook)
+		FROM unnest($9::int[], $10::bigint[]) AS t (n, webhook) JOIN new ON new.seq = (SELECT base FROM batch) + t.n
+		GROUP BY 1
 	), entries AS (
 		INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at, node)
-		SELECT a.seq, t.webhook, 0, 1, t.trigger, a.created_at, CASE WHEN t.leased THEN $7::bigint END
-		FROM unnest($8::bigint[], $9::bigint[], $10::boolean[], $11::text[]) AS t (n, webhook, leased, trigger)
-		JOIN accepted a ON a.n = t.n
+		SELECT new.seq, t.webhook, 0, 1, t.trigger, new.created_at, CASE WHEN t.leased THEN $8::bigint END
+		FROM unnest($11::int[], $12::bigint[], $13::boolean[], $14::text[]) AS t (n, webhook, leased, trigger)
+		JOIN new ON new.seq = (SELECT base FROM batch) + t.n
 		CROSS JOIN LATERAL (SELECT FROM posthorn.webhooks w WHERE w.seq = t.webhook AND NOT w.deleted OFFSET 0) w
-		ORDER BY a.seq, t.webhook, t.leased
+		ORDER BY new.seq, t.webhook, t.leased
 		ON CONFLICT DO NOTHING
-	), counted AS (
-		INSERT INTO posthorn.repo_counts (repo_id, events) SELECT repo_id, count(*) FROM accepted GROUP BY repo_id
 	)
-	SELECT n, seq FROM accepted`
+	SELECT base, ARRAY(SELECT seq FROM new) FROM batch`
+
+// countEvents adds differences to the counts.
+const countEvents = `INSERT INTO posthorn.repo_counts (repo_id, events) SELECT unnest($1::text[]), unnest($2::bigint[])`
 
 func (a *newEvents) insert(q *batch, node int64) {
 	if len(a.sent) == 0 {
 		return
 	}
-	q.queue(insertEvents, a.ids, a.repos, a.types, a.times, a.deliveries, a.payloads, node,
-		a.rows, a.webhooks, a.leased, a.triggers,
-	).Query(func(rows pgx.Rows) error {
-		var n, seq int64
-		_, err := pgx.ForEachRow(rows, []any{&n, &seq}, func() error {
-			a.outcomes[a.sent[n-1]] = &outcome{seq: seq, deliveries: int(a.deliveries[n-1])}
-			return nil
-		})
+	q.queue(insertEvents, a.numbers, a.ids, a.repos, a.types, a.times, a.deliveries, a.payloads, node,
+		a.promised.rows, a.promised.webhooks, a.queued.rows, a.queued.webhooks, a.queued.leased, a.queued.triggers,
+	).QueryRow(func(row pgx.Row) error {
+		var base int64
+		var seqs []int64
+		err := row.Scan(&base, &seqs)
+		for _, seq := range seqs {
+			i := seq - base
+			a.outcomes[i] = &outcome{seq: seq, deliveries: len(a.events[i].Targets)}
+		}
 		for _, i := range a.sent {
 			if a.outcomes[i] == nil {
 				a.repeated = append(a.repeated, i)
@@ -206,6 +261,21 @@ func (a *newEvents) insert(q *batch, node int64) {
 		}
 		return err
 	})
+	a.count(q, a.sent, 1)
+}
+
+// count adds events, by their indexes, to the counts of their repos, or takes them off.
+func (a *newEvents) count(q *batch, indexes []int, by int64) {
+	n := map[string]int64{}
+	for _, i := range indexes {
+		n[a.events[i].Event.RepoID] += by
+	}
+	var repos []string
+	var counts []int64
+	for repo, count := range n {
+		repos, counts = append(repos, repo), append(counts, count)
+	}
+	q.queue(countEvents, repos, counts)
 }
 
 // compare looks at the events that were there already. It is a statement of its own, which sees what the one before had to
@@ -213,6 +283,9 @@ func (a *newEvents) insert(q *batch, node int64) {
 func (a *newEvents) compare(q *batch) {
 	if len(a.repeated) == 0 {
 		return
+	}
+	if counted := a.repeated[len(a.same):]; len(counted) > 0 {
+		a.count(q, counted, -1)
 	}
 	var ids, repos, types []string
 	var payloads [][]byte
