@@ -121,7 +121,7 @@ type newEvents struct {
 	ids, repos, types []string
 	times             []time.Time
 	deliveries        []int32
-	payloads          [][]byte
+	payloads          blob
 	// The targets of events, by the events' indexes: those that become promises, and those that become entries in the queue.
 	promised struct {
 		rows     []int32
@@ -157,6 +157,11 @@ func encodeEvents(b posthorn.Batch) *newEvents {
 		e, f := b.Events[i].Event, b.Events[j].Event
 		return cmp.Or(cmp.Compare(e.ID, f.ID), cmp.Compare(e.RepoID, f.RepoID))
 	})
+	size := 0
+	for _, i := range a.sent {
+		size += len(b.Events[i].Event.Payload)
+	}
+	a.payloads.bytes = make([]byte, 0, size)
 	for _, i := range a.sent {
 		a.add(&b, i)
 	}
@@ -172,7 +177,7 @@ func (a *newEvents) add(b *posthorn.Batch, i int) {
 	a.types = append(a.types, e.Type)
 	a.times = append(a.times, micros(e.CreatedAt))
 	a.deliveries = append(a.deliveries, int32(len(n.Targets)))
-	a.payloads = append(a.payloads, payloadBytes(e))
+	a.payloads.add(e.Payload)
 	if promised(b, n) {
 		for _, t := range n.Targets {
 			a.promised.rows = append(a.promised.rows, int32(i))
@@ -186,6 +191,23 @@ func (a *newEvents) add(b *posthorn.Batch, i int) {
 		a.queued.leased = append(a.queued.leased, t.Leased && b.Node != 0)
 		a.queued.triggers = append(a.queued.triggers, string(n.Trigger))
 	}
+}
+
+// blob is a column of byte strings in one piece. The driver and the server take that several times faster than an array.
+type blob struct {
+	bytes    []byte
+	at, size []int32 // as substring counts, from 1
+}
+
+func (b *blob) add(s []byte) {
+	b.bytes = append(b.bytes, s...)
+	b.end(len(s))
+}
+
+// end ends a string whose bytes have been added.
+func (b *blob) end(size int) {
+	b.at = append(b.at, int32(len(b.bytes)-size+1))
+	b.size = append(b.size, int32(size))
 }
 
 // payloadBytes is a payload for the driver, which takes nil for NULL.
@@ -217,9 +239,9 @@ const insertEvents = `WITH batch AS MATERIALIZED (
 		SELECT nextval('posthorn.event_seq') AS base
 	), new AS (
 		INSERT INTO posthorn.events (seq, id, repo_id, type, created_at, deliveries, payload)
-		SELECT (SELECT base FROM batch) + g.n, g.id, g.repo_id, g.type, g.created_at, g.deliveries, g.payload
+		SELECT (SELECT base FROM batch) + g.n, g.id, g.repo_id, g.type, g.created_at, g.deliveries, substring($7::bytea FROM g.at FOR g.size)
 		FROM (SELECT unnest($1::int[]) AS n, unnest($2::text[]) AS id, unnest($3::text[]) AS repo_id, unnest($4::text[]) AS type,
-			unnest($5::timestamptz[]) AS created_at, unnest($6::int[]) AS deliveries, unnest($7::bytea[]) AS payload) g
+			unnest($5::timestamptz[]) AS created_at, unnest($6::int[]) AS deliveries, unnest($15::int[]) AS at, unnest($16::int[]) AS size) g
 		ON CONFLICT (id, repo_id) DO NOTHING RETURNING seq, created_at
 	), promises AS (
 		INSERT INTO posthorn.promises (block, node, events, webhooks)
@@ -244,8 +266,9 @@ func (a *newEvents) insert(q *batch, node int64) {
 	if len(a.sent) == 0 {
 		return
 	}
-	q.queue(insertEvents, a.numbers, a.ids, a.repos, a.types, a.times, a.deliveries, a.payloads, node,
+	q.queue(insertEvents, a.numbers, a.ids, a.repos, a.types, a.times, a.deliveries, a.payloads.bytes, node,
 		a.promised.rows, a.promised.webhooks, a.queued.rows, a.queued.webhooks, a.queued.leased, a.queued.triggers,
+		a.payloads.at, a.payloads.size,
 	).QueryRow(func(row pgx.Row) error {
 		var base int64
 		var seqs []int64

@@ -41,8 +41,8 @@ type results struct {
 	statuses   []int32
 	partition  []int32 // the day of the id
 	recorded   []int32 // the day of the delivery
-	bodies     [][]byte
-	exchanges  []string
+	texts      blob    // of each the response's body, and then the exchange
+	bodies     []int32 // how much of that the body is
 
 	seqs  []int64    // by the indexes of results; zero: not logged
 	entry []entryRef // by the indexes of results: where theirs stands
@@ -85,6 +85,7 @@ func encodeResults(given []posthorn.Result) (*results, error) {
 		index int
 	}
 	attempts := make([]attempt, 0, len(given))
+	r.texts.bytes = make([]byte, 0, 512*len(given)) // of which most have less
 	for i := range given {
 		if d := given[i].Delivery; d != nil {
 			id, ok := parseUUID(d.ID)
@@ -118,6 +119,9 @@ func (r *results) addDelivery(i int, id [16]byte) error {
 	if err != nil {
 		return posthorn.Errorf(posthorn.CodeInternal, "the exchange of delivery %s: %w", d.ID, err)
 	}
+	r.bodies = append(r.bodies, int32(len(d.ResponseBody)))
+	r.texts.bytes = append(append(r.texts.bytes, d.ResponseBody...), data...)
+	r.texts.end(len(d.ResponseBody) + len(data))
 	r.days = append(r.days, partition)
 	r.logged = append(r.logged, i)
 	r.numbers = append(r.numbers, int32(i))
@@ -135,8 +139,6 @@ func (r *results) addDelivery(i int, id [16]byte) error {
 	r.statuses = append(r.statuses, int32(d.ResponseStatus))
 	r.partition = append(r.partition, int32(partition))
 	r.recorded = append(r.recorded, int32(dayAt(d.DeliveredAt)))
-	r.bodies = append(r.bodies, []byte(d.ResponseBody))
-	r.exchanges = append(r.exchanges, string(data))
 	return nil
 }
 
@@ -231,12 +233,13 @@ const logDeliveries = `WITH batch AS MATERIALIZED (
 		INSERT INTO posthorn.deliveries (seq, id, webhook, event, event_id, event_type, success, delivered_at, next_attempt_at, trigger,
 			run, attempt, status, body, exchange)
 		SELECT (SELECT base FROM batch) + g.n, g.id, g.webhook, g.event, g.event_id, g.event_type, g.success, g.delivered_at,
-			g.next_attempt_at, g.trigger, g.run, g.attempt, g.status, g.body, g.exchange
+			g.next_attempt_at, g.trigger, g.run, g.attempt, g.status,
+			substring($14::bytea FROM g.at FOR g.body), substring($14::bytea FROM g.at + g.body FOR g.size - g.body)
 		FROM (SELECT unnest($1::int[]) AS n, unnest($2::uuid[]) AS id, unnest($3::bigint[]) AS webhook, unnest($4::bigint[]) AS event,
 			unnest($5::text[]) AS event_id, unnest($6::text[]) AS event_type, unnest($7::boolean[]) AS success,
 			unnest($8::timestamptz[]) AS delivered_at, unnest($9::timestamptz[]) AS next_attempt_at, unnest($10::text[]) AS trigger,
-			unnest($11::bigint[]) AS run, unnest($12::int[]) AS attempt, unnest($13::int[]) AS status, unnest($14::bytea[]) AS body,
-			unnest($15::text[]) AS exchange) g
+			unnest($11::bigint[]) AS run, unnest($12::int[]) AS attempt, unnest($13::int[]) AS status, unnest($15::int[]) AS at, unnest($17::int[]) AS size,
+			unnest($18::int[]) AS body) g
 		WHERE g.webhook IN (SELECT seq FROM live)
 		ON CONFLICT (id) DO NOTHING RETURNING seq
 	)
@@ -253,7 +256,7 @@ func (r *results) log(q *batch) {
 	live := slices.Clone(r.webhooks)
 	slices.Sort(live)
 	q.queue(logDeliveries, r.numbers, r.ids, r.webhooks, r.events, r.eventIDs, r.eventTypes, r.successes, r.at, r.next, r.triggers,
-		r.runs, r.attempts, r.statuses, r.bodies, r.exchanges, slices.Compact(live),
+		r.runs, r.attempts, r.statuses, r.texts.bytes, r.texts.at, slices.Compact(live), r.texts.size, r.bodies,
 	).QueryRow(func(row pgx.Row) error {
 		var base int64
 		var seqs []int64

@@ -106,7 +106,7 @@ CREATE TABLE deliveries (
     event_id        text        COLLATE "C" NOT NULL,
     event_type      text        NOT NULL,
     body            bytea       NOT NULL, -- text that may have NUL characters, which PostgreSQL's text may not
-    exchange        text        NOT NULL, -- JSON
+    exchange        bytea       NOT NULL, -- JSON
     PRIMARY KEY (id)
 ) PARTITION BY RANGE (id);
 CREATE INDEX deliveries_by_webhook ON deliveries (webhook, seq);
