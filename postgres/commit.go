@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -16,6 +17,9 @@ func (s *Store) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Accept
 	r, err := encodeResults(b.Results)
 	if err != nil {
 		return nil, err
+	}
+	if len(b.Events) > maxBatch {
+		return nil, errBatch(len(b.Events), "events")
 	}
 	acceptances := make([]posthorn.Acceptance, len(b.Events))
 	refused := map[int]bool{} // groups
@@ -63,15 +67,23 @@ func writeBatch(ctx context.Context, t *transaction, node int64, a *newEvents, r
 		// A host's open transaction that has the same event must not hold up the whole batch.
 		q.queue("SELECT set_config('lock_timeout', '2s', true)")
 		fence(q, node)
+		if len(r.promised.events) > 0 {
+			lockPromises(q, node)
+		}
 		a.insert(q, node)
-		r.settle(q, node)
+		r.settlePromised(q, node)
+		r.queued.settle(q, node)
 		r.log(q)
 	})
-	if err != nil || len(a.repeated) == 0 && !r.unlogged() {
+	others := r.kept < len(r.promised.events) // that are in the queue, or settled already
+	if err != nil || len(a.repeated) == 0 && !r.unlogged() && !others {
 		return err
 	}
 	err = t.run(ctx, func(q *batch) {
 		a.compare(q)
+		if others {
+			r.promised.settle(q, node)
+		}
 		r.find(q)
 	})
 	if err == nil && slices.ContainsFunc(a.repeated, func(i int) bool { return a.outcomes[i] == nil }) {
@@ -81,6 +93,14 @@ func writeBatch(ctx context.Context, t *transaction, node int64, a *newEvents, r
 		return errAgain
 	}
 	return err
+}
+
+// maxBatch is how many events or results a batch can have. They are numbered from a multiple of that on, so that one number
+// of the sequences gives those of a whole batch.
+const maxBatch = 1 << 16
+
+func errBatch(n int, what string) error {
+	return posthorn.Errorf(posthorn.CodeTooLarge, "a batch of %d %s is more than %d", n, what, maxBatch)
 }
 
 // outcome is what a statement found out about one event.
@@ -109,20 +129,28 @@ func (o *outcome) acceptance(e *posthorn.AcceptedEvent) posthorn.Acceptance {
 // newEvents are a batch's events on their way into the database, as columns.
 type newEvents struct {
 	events   []posthorn.NewEvent
-	sent     []int // the columns' rows, as indexes of events: the first of each ID
+	sent     []int // the columns' rows, as indexes of events: the first of each ID, in the order of IDs and repos
 	same     []int // the indexes of those whose ID another one of the batch has
 	invalid  []int // the indexes of those that PostgreSQL has no place for
 	outcomes []*outcome
 	repeated []int // the indexes of those that were there already
 
+	numbers           []int32 // the same as sent
 	ids, repos, types []string
 	times             []time.Time
 	deliveries        []int32
-	payloads          [][]byte
-	// The targets of all events.
-	rows, webhooks []int64 // the event's row, from 1; the webhook
-	leased         []bool
-	triggers       []string
+	payloads          blob
+	// The targets of events, by the events' indexes: those that become promises, and those that become entries in the queue.
+	promised struct {
+		rows     []int32
+		webhooks []int64
+	}
+	queued struct {
+		rows     []int32
+		webhooks []int64
+		leased   []bool
+		triggers []string
+	}
 }
 
 // encodeEvents leaves out the groups that are refused. Their events get no outcome.
@@ -146,20 +174,63 @@ func encodeEvents(b posthorn.Batch, refused map[int]bool) *newEvents {
 		}
 		first[k] = true
 		a.sent = append(a.sent, i)
-		a.ids = append(a.ids, e.ID)
-		a.repos = append(a.repos, e.RepoID)
-		a.types = append(a.types, e.Type)
-		a.times = append(a.times, micros(e.CreatedAt))
-		a.deliveries = append(a.deliveries, int32(len(b.Events[i].Targets)))
-		a.payloads = append(a.payloads, payloadBytes(e))
-		for _, t := range b.Events[i].Targets {
-			a.rows = append(a.rows, int64(len(a.sent)))
-			a.webhooks = append(a.webhooks, t.WebhookSeq)
-			a.leased = append(a.leased, t.Leased && b.Node != 0)
-			a.triggers = append(a.triggers, string(b.Events[i].Trigger))
-		}
+	}
+	// In the order of the keys: of two nodes that insert the same events one waits for the other, and not both.
+	slices.SortFunc(a.sent, func(i, j int) int {
+		e, f := b.Events[i].Event, b.Events[j].Event
+		return cmp.Or(cmp.Compare(e.ID, f.ID), cmp.Compare(e.RepoID, f.RepoID))
+	})
+	size := 0
+	for _, i := range a.sent {
+		size += len(b.Events[i].Event.Payload)
+	}
+	a.payloads.bytes = make([]byte, 0, size)
+	for _, i := range a.sent {
+		a.add(&b, i)
 	}
 	return a
+}
+
+func (a *newEvents) add(b *posthorn.Batch, i int) {
+	n := &b.Events[i]
+	e := n.Event
+	a.numbers = append(a.numbers, int32(i))
+	a.ids = append(a.ids, e.ID)
+	a.repos = append(a.repos, e.RepoID)
+	a.types = append(a.types, e.Type)
+	a.times = append(a.times, micros(e.CreatedAt))
+	a.deliveries = append(a.deliveries, int32(len(n.Targets)))
+	a.payloads.add(e.Payload)
+	if promised(b, n) {
+		for _, t := range n.Targets {
+			a.promised.rows = append(a.promised.rows, int32(i))
+			a.promised.webhooks = append(a.promised.webhooks, t.WebhookSeq)
+		}
+		return
+	}
+	for _, t := range n.Targets {
+		a.queued.rows = append(a.queued.rows, int32(i))
+		a.queued.webhooks = append(a.queued.webhooks, t.WebhookSeq)
+		a.queued.leased = append(a.queued.leased, t.Leased && b.Node != 0)
+		a.queued.triggers = append(a.queued.triggers, string(n.Trigger))
+	}
+}
+
+// blob is a column of byte strings in one piece. The driver and the server take that several times faster than an array.
+type blob struct {
+	bytes    []byte
+	at, size []int32 // as substring counts, from 1
+}
+
+func (b *blob) add(s []byte) {
+	b.bytes = append(b.bytes, s...)
+	b.end(len(s))
+}
+
+// end ends a string whose bytes have been added.
+func (b *blob) end(size int) {
+	b.at = append(b.at, int32(len(b.bytes)-size+1))
+	b.size = append(b.size, int32(size))
 }
 
 // payloadBytes is a payload for the driver, which takes nil for NULL.
@@ -215,47 +286,54 @@ func (a *newEvents) inserted() map[int64]int {
 	return groups
 }
 
-// insertEvents takes the numbers in the order of the batch and inserts in that of the keys: of two nodes that insert the
-// same events one waits for the other, and not both. Payloads are taken from their array late, so that no step in between
-// copies them.
+// insertEvents inserts in the order in which the columns are given, and returns the number that the batch's begin with and
+// those of the events that were new. The columns are read side by side where they are selected, row by row: as a table they
+// would be copied first, payloads and all.
 //
-// Targets whose webhooks are gone get no entry, and one that is named twice gets one, which is free if either is.
-const insertEvents = `WITH given AS MATERIALIZED (
-		SELECT nextval('posthorn.event_seq') AS seq, g.* FROM (
-			SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::int[]) WITH ORDINALITY
-				AS g (id, repo_id, type, created_at, deliveries, n) ORDER BY n) g
+// Targets whose webhooks are gone get no entry in the queue, and one that is named twice gets one, which is free if either is.
+// A promise of one that is gone goes with its node's results.
+const insertEvents = `WITH batch AS MATERIALIZED (
+		SELECT nextval('posthorn.event_seq') AS base
 	), new AS (
 		INSERT INTO posthorn.events (seq, id, repo_id, type, created_at, deliveries, payload)
-		SELECT g.seq, g.id, g.repo_id, g.type, g.created_at, g.deliveries, ($6::bytea[])[g.n]
-		FROM (SELECT * FROM given ORDER BY id COLLATE "C", repo_id COLLATE "C") g
-		ON CONFLICT (id, repo_id) DO NOTHING RETURNING seq
-	), accepted AS MATERIALIZED (
-		SELECT g.* FROM new JOIN given g USING (seq)
+		SELECT (SELECT base FROM batch) + g.n, g.id, g.repo_id, g.type, g.created_at, g.deliveries, substring($7::bytea FROM g.at FOR g.size)
+		FROM (SELECT unnest($1::int[]) AS n, unnest($2::text[]) AS id, unnest($3::text[]) AS repo_id, unnest($4::text[]) AS type,
+			unnest($5::timestamptz[]) AS created_at, unnest($6::int[]) AS deliveries, unnest($15::int[]) AS at, unnest($16::int[]) AS size) g
+		ON CONFLICT (id, repo_id) DO NOTHING RETURNING seq, created_at
+	), promises AS (
+		INSERT INTO posthorn.promises (block, node, events, webhooks)
+		SELECT new.seq / 64, $8::bigint, array_agg(new.seq), array_agg(t.webhook)
+		FROM unnest($9::int[], $10::bigint[]) AS t (n, webhook) JOIN new ON new.seq = (SELECT base FROM batch) + t.n
+		GROUP BY 1
 	), entries AS (
 		INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at, node)
-		SELECT a.seq, t.webhook, 0, 1, t.trigger, a.created_at, CASE WHEN t.leased THEN $7::bigint END
-		FROM unnest($8::bigint[], $9::bigint[], $10::boolean[], $11::text[]) AS t (n, webhook, leased, trigger)
-		JOIN accepted a ON a.n = t.n
+		SELECT new.seq, t.webhook, 0, 1, t.trigger, new.created_at, CASE WHEN t.leased THEN $8::bigint END
+		FROM unnest($11::int[], $12::bigint[], $13::boolean[], $14::text[]) AS t (n, webhook, leased, trigger)
+		JOIN new ON new.seq = (SELECT base FROM batch) + t.n
 		CROSS JOIN LATERAL (SELECT FROM posthorn.webhooks w WHERE w.seq = t.webhook AND NOT w.deleted OFFSET 0) w
-		ORDER BY a.seq, t.webhook, t.leased
+		ORDER BY new.seq, t.webhook, t.leased
 		ON CONFLICT DO NOTHING
-	), counted AS (
-		INSERT INTO posthorn.repo_counts (repo_id, events) SELECT repo_id, count(*) FROM accepted GROUP BY repo_id
 	)
-	SELECT n, seq FROM accepted`
+	SELECT base, ARRAY(SELECT seq FROM new) FROM batch`
+
+// countEvents adds differences to the counts.
+const countEvents = `INSERT INTO posthorn.repo_counts (repo_id, events) SELECT unnest($1::text[]), unnest($2::bigint[])`
 
 func (a *newEvents) insert(q *batch, node int64) {
 	if len(a.sent) == 0 {
 		return
 	}
-	q.queue(insertEvents, a.ids, a.repos, a.types, a.times, a.deliveries, a.payloads, node,
-		a.rows, a.webhooks, a.leased, a.triggers,
-	).Query(func(rows pgx.Rows) error {
-		var n, seq int64
-		_, err := pgx.ForEachRow(rows, []any{&n, &seq}, func() error {
-			a.outcomes[a.sent[n-1]] = &outcome{seq: seq, deliveries: int(a.deliveries[n-1])}
-			return nil
-		})
+	q.queue(insertEvents, a.numbers, a.ids, a.repos, a.types, a.times, a.deliveries, a.payloads.bytes, node,
+		a.promised.rows, a.promised.webhooks, a.queued.rows, a.queued.webhooks, a.queued.leased, a.queued.triggers,
+		a.payloads.at, a.payloads.size,
+	).QueryRow(func(row pgx.Row) error {
+		var base int64
+		var seqs []int64
+		err := row.Scan(&base, &seqs)
+		for _, seq := range seqs {
+			i := seq - base
+			a.outcomes[i] = &outcome{seq: seq, deliveries: len(a.events[i].Targets)}
+		}
 		for _, i := range a.sent {
 			if a.outcomes[i] == nil {
 				a.repeated = append(a.repeated, i)
@@ -263,6 +341,21 @@ func (a *newEvents) insert(q *batch, node int64) {
 		}
 		return err
 	})
+	a.count(q, a.sent, 1)
+}
+
+// count adds events, by their indexes, to the counts of their repos, or takes them off.
+func (a *newEvents) count(q *batch, indexes []int, by int64) {
+	n := map[string]int64{}
+	for _, i := range indexes {
+		n[a.events[i].Event.RepoID] += by
+	}
+	var repos []string
+	var counts []int64
+	for repo, count := range n {
+		repos, counts = append(repos, repo), append(counts, count)
+	}
+	q.queue(countEvents, repos, counts)
 }
 
 // compare looks at the events that were there already. It is a statement of its own, which sees what the one before had to
@@ -270,6 +363,9 @@ func (a *newEvents) insert(q *batch, node int64) {
 func (a *newEvents) compare(q *batch) {
 	if len(a.repeated) == 0 {
 		return
+	}
+	if counted := a.repeated[len(a.same):]; len(counted) > 0 {
+		a.count(q, counted, -1)
 	}
 	var ids, repos, types []string
 	var payloads [][]byte

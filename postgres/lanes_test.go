@@ -26,19 +26,24 @@ func fill(t *testing.T, s *Store, n int, webhooks ...posthorn.Webhook) {
 // buffers returns how many pages of the database a statement looks at.
 func buffers(t *testing.T, s *Store, statement string, args []any) int {
 	t.Helper()
+	tx := begin(t, s, pgx.ReadCommitted)
+	defer tx.Rollback(t.Context())
+	if _, err := tx.Exec(t.Context(), settings); err != nil {
+		t.Fatal(err)
+	}
+	return buffersIn(t, tx, s.names.sql(statement), args...)
+}
+
+func buffersIn(t *testing.T, tx pgx.Tx, statement string, args ...any) int {
+	t.Helper()
 	var plans []struct {
 		Plan struct {
 			Hit  int `json:"Shared Hit Blocks"`
 			Read int `json:"Shared Read Blocks"`
 		}
 	}
-	tx := begin(t, s, pgx.ReadCommitted)
-	defer tx.Rollback(t.Context())
-	if _, err := tx.Exec(t.Context(), settings); err != nil {
-		t.Fatal(err)
-	}
 	var text []byte
-	if err := tx.QueryRow(t.Context(), "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "+s.names.sql(statement), args...).Scan(&text); err != nil {
+	if err := tx.QueryRow(t.Context(), "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "+statement, args...).Scan(&text); err != nil {
 		t.Fatal(err)
 	}
 	if err := json.Unmarshal(text, &plans); err != nil {

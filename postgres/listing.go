@@ -165,7 +165,7 @@ func (l *listing) listEvent(ctx context.Context) (bool, error) {
 	}
 	ms := createdAt.UnixMilli()
 	sameTime := condition{}.and("d.id >= %s", idsFrom(ms)).and("d.id < %s", idsFrom(ms+1))
-	c := l.filter(sameTime.and("d.webhook = %s", l.webhook))
+	c := l.filter(sameTime.and("d.webhook + 0 = %s", l.webhook)) // not by the index of the log, which may be long
 	many := false
 	var total int64
 	err = l.t.run(ctx, func(b *batch) {

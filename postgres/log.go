@@ -13,6 +13,11 @@ import (
 
 const eventColumns = "e.seq, e.id, e.repo_id, e.type, e.created_at, e.deliveries"
 
+// selectEvents reads a page of a repo's events. With an equality the planner could as well read all repos' events in the order
+// of their numbers, and would where it believes that there are few repos.
+const selectEvents = "SELECT " + eventColumns + `, octet_length(e.payload) FROM posthorn.events e
+	WHERE (e.repo_id, e.seq) < ($1, $2) AND e.repo_id >= $1 ORDER BY e.repo_id DESC, e.seq DESC LIMIT $3`
+
 // Event implements [posthorn.Store].
 func (s *Store) Event(ctx context.Context, repoID, id string) (e posthorn.AcceptedEvent, err error) {
 	if !storable(repoID, id) {
@@ -40,9 +45,7 @@ func (s *Store) Events(ctx context.Context, q posthorn.EventQuery) (page posthor
 		err := t.run(ctx, func(b *batch) {
 			b.queue("SELECT coalesce(sum(events), 0)::bigint FROM posthorn.repo_counts WHERE repo_id = $1", q.RepoID).
 				QueryRow(func(row pgx.Row) error { return row.Scan(&page.Total) })
-			b.queue("SELECT "+eventColumns+", octet_length(e.payload) FROM posthorn.events e WHERE e.repo_id = $1 AND e.seq < $2 ORDER BY e.seq DESC LIMIT $3",
-				q.RepoID, before(q.Before), limit+1,
-			).Query(func(rows pgx.Rows) error {
+			b.queue(selectEvents, q.RepoID, before(q.Before), limit+1).Query(func(rows pgx.Rows) error {
 				budget := pageBudget{}
 				for rows.Next() {
 					var e posthorn.AcceptedEvent

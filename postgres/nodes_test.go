@@ -263,7 +263,7 @@ func TestReleaseByRanges(t *testing.T) {
 	s := stores[0]
 	w := newWebhook(t, s)
 	fill(t, s, 20_000, w)
-	execute(t, s, "UPDATE posthorn.queue SET node = CASE WHEN event % 100 = 0 THEN $1::bigint ELSE $2::bigint END", nodes[0], nodes[1])
+	execute(t, s, "UPDATE posthorn.queue SET node = CASE WHEN event / 65536 % 100 = 0 THEN $1::bigint ELSE $2::bigint END", nodes[0], nodes[1])
 	_, pages, err := s.queueFile(t.Context())
 	if err != nil || pages < 200 {
 		t.Fatalf("the queue has %d pages, %v", pages, err)

@@ -165,8 +165,8 @@ func (s *Store) deleteAll(ctx context.Context, statement string, webhook int64, 
 	}
 }
 
-// inQueue is whether the queue needs an event e.
-const inQueue = "(SELECT q.event FROM posthorn.queue q WHERE q.event = e.seq LIMIT 1) IS NOT NULL"
+// inQueue is whether an entry needs an event e.
+const inQueue = "((SELECT q.event FROM posthorn.queue q WHERE q.event = e.seq LIMIT 1) IS NOT NULL OR " + isPromise + ")"
 
 // pruneEvents removes old events that nothing in the queue needs, and returns the days of those that are needed still. Events
 // are numbered nearly in the order of their times: it looks on until a whole chunk has nothing old.

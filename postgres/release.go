@@ -7,7 +7,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
-	"github.com/musehub/posthorn"
 )
 
 const (
@@ -59,9 +58,12 @@ func (s *Store) Release(ctx context.Context, node int64, now time.Time) (int, er
 }
 
 // releaseNode frees the entries of a node whose lease has ended. Nothing can be leased to it any more, so that one pass over
-// the queue finds them all: until they are freed they stay where they are. The node's row goes last: whatever interrupts this,
+// its promises and one over the queue find them all: until they are freed they stay where they are. The node's row goes last: whatever interrupts this,
 // the next Release goes on with it. It reports false when another call was faster.
 func (s *Store) releaseNode(ctx context.Context, node int64) (bool, error) {
+	if err := s.releasePromises(ctx, node); err != nil {
+		return false, err
+	}
 	for {
 		file, pages, err := s.queueFile(ctx)
 		if err != nil {
@@ -119,6 +121,7 @@ type leasedEntry struct {
 	due                 time.Time
 	live                bool        // its webhook is
 	delivery            pgtype.UUID // the id of its attempt
+	promised            bool        // it has no row in the queue
 }
 
 // selectLeased reads a part of the table itself: there is no index by node, which every lease would have to keep up.
@@ -138,11 +141,7 @@ func (s *Store) leasedTo(ctx context.Context, node, from int64) (entries []lease
 			var createdAt *time.Time
 			scan := []any{&e.event, &e.webhook, &e.run, &e.attempt, &e.due, &eventID, &repoID, &createdAt, &webhookID}
 			_, err := pgx.ForEachRow(rows, scan, func() error {
-				if e.live = webhookID != nil && eventID != nil; e.live {
-					event := posthorn.AcceptedEvent{ID: *eventID, RepoID: *repoID, CreatedAt: createdAt.UTC()}
-					id, _ := parseUUID(posthorn.DeliveryID(&event, *webhookID, e.run, int(e.attempt)))
-					e.delivery = pgtype.UUID{Bytes: id, Valid: true}
-				}
+				e.find(eventID, repoID, createdAt, webhookID)
 				entries = append(entries, e)
 				return nil
 			})
@@ -190,14 +189,16 @@ func (s *Store) free(ctx context.Context, node int64, entries []leasedEntry) err
 			if !e.live {
 				due = nil
 			}
-			r.entries.events = append(r.entries.events, e.event)
-			r.entries.webhooks = append(r.entries.webhooks, e.webhook)
-			r.entries.runs = append(r.entries.runs, e.run)
-			r.entries.attempts = append(r.entries.attempts, e.attempt)
-			r.entries.next = append(r.entries.next, attempt)
-			r.entries.due = append(r.entries.due, e.due)
-			r.entries.retry = append(r.entries.retry, due)
+			columns := &r.queued
+			if e.promised {
+				columns = &r.promised
+			}
+			columns.add(e.event, e.webhook, e.run, e.attempt, attempt, e.due, due)
 		}
-		return t.run(ctx, func(b *batch) { r.settle(b, node) })
+		return t.run(ctx, func(b *batch) {
+			lockPromises(b, node)
+			r.settlePromised(b, node)
+			r.queued.settle(b, node)
+		})
 	})
 }

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/hex"
 	"encoding/json"
@@ -19,15 +20,13 @@ type results struct {
 	results []posthorn.Result
 	days    []day // of the partitions that they need
 
-	// What becomes of entries, in the order of their keys, so that of two commits one waits for the other, and not both.
-	entries struct {
-		events, webhooks, runs []int64
-		attempts, next         []int32 // the one that was made, and the one that follows
-		due                    []time.Time
-		retry                  []*time.Time // nil: it is done
-	}
-	// What is logged, in the order of the batch.
-	logged     []int // the indexes of results
+	// What becomes of entries: those that are in the queue, and those that may be promises.
+	queued, promised entryColumns
+	kept             int // how many of promised were promises
+
+	// What is logged, in the order of the ids.
+	logged     []int   // the indexes of results
+	numbers    []int32 // the same
 	ids        []pgtype.UUID
 	webhooks   []int64
 	events     []int64
@@ -42,23 +41,64 @@ type results struct {
 	statuses   []int32
 	partition  []int32 // the day of the id
 	recorded   []int32 // the day of the delivery
-	bodies     [][]byte
-	exchanges  []string
+	texts      blob    // of each the response's body, and then the exchange
+	bodies     []int32 // how much of that the body is
 
-	seqs  []int64 // by the indexes of results; zero: not logged
-	entry []int   // by the indexes of results: where in entries theirs stands
+	seqs  []int64    // by the indexes of results; zero: not logged
+	entry []entryRef // by the indexes of results: where theirs stands
 	// otherwise is set when the log had a delivery already, of a node that had the entry before, and says that the entry goes on
 	// in another way than its result does. The entry's columns are set to that: the transaction has to start anew.
 	otherwise bool
 }
 
+// entryColumns are entries in the order of their keys, so that of two commits one waits for the other, and not both.
+type entryColumns struct {
+	events, webhooks, runs []int64
+	attempts, next         []int32 // the one that was made, and the one that follows
+	due                    []time.Time
+	retry                  []*time.Time // nil: it is done
+}
+
+// entryRef is where an entry stands. There are no columns for a result that is the second one of its entry.
+type entryRef struct {
+	columns *entryColumns
+	at      int
+}
+
+func (c *entryColumns) add(event, webhook, run int64, attempt, next int32, due time.Time, retry *time.Time) {
+	c.events = append(c.events, event)
+	c.webhooks = append(c.webhooks, webhook)
+	c.runs = append(c.runs, run)
+	c.attempts = append(c.attempts, attempt)
+	c.next = append(c.next, next)
+	c.due = append(c.due, due)
+	c.retry = append(c.retry, retry)
+}
+
 func encodeResults(given []posthorn.Result) (*results, error) {
-	r := &results{results: given}
+	if len(given) > maxBatch {
+		return nil, errBatch(len(given), "results")
+	}
+	r := &results{results: given, seqs: make([]int64, len(given))}
+	type attempt struct {
+		id    [16]byte
+		index int
+	}
+	attempts := make([]attempt, 0, len(given))
+	r.texts.bytes = make([]byte, 0, 512*len(given)) // of which most have less
 	for i := range given {
 		if d := given[i].Delivery; d != nil {
-			if err := r.addDelivery(i, given[i].Entry, d); err != nil {
-				return nil, err
+			id, ok := parseUUID(d.ID)
+			if !ok {
+				return nil, posthorn.Errorf(posthorn.CodeInternal, "the delivery id %q is not derived by DeliveryID", d.ID)
 			}
+			attempts = append(attempts, attempt{id, i})
+		}
+	}
+	slices.SortStableFunc(attempts, func(a, b attempt) int { return bytes.Compare(a.id[:], b.id[:]) })
+	for _, a := range attempts {
+		if err := r.addDelivery(a.index, a.id); err != nil {
+			return nil, err
 		}
 	}
 	slices.Sort(r.days)
@@ -67,11 +107,8 @@ func encodeResults(given []posthorn.Result) (*results, error) {
 	return r, nil
 }
 
-func (r *results) addDelivery(i int, e *posthorn.Entry, d *posthorn.Delivery) error {
-	id, ok := parseUUID(d.ID)
-	if !ok {
-		return posthorn.Errorf(posthorn.CodeInternal, "the delivery id %q is not derived by DeliveryID", d.ID)
-	}
+func (r *results) addDelivery(i int, id [16]byte) error {
+	e, d := r.results[i].Entry, r.results[i].Delivery
 	partition, ok := dayOf(id)
 	if !ok {
 		return posthorn.Errorf(posthorn.CodeInternal, "the delivery id %q is of an impossible time", d.ID)
@@ -82,8 +119,12 @@ func (r *results) addDelivery(i int, e *posthorn.Entry, d *posthorn.Delivery) er
 	if err != nil {
 		return posthorn.Errorf(posthorn.CodeInternal, "the exchange of delivery %s: %w", d.ID, err)
 	}
+	r.bodies = append(r.bodies, int32(len(d.ResponseBody)))
+	r.texts.bytes = append(append(r.texts.bytes, d.ResponseBody...), data...)
+	r.texts.end(len(d.ResponseBody) + len(data))
 	r.days = append(r.days, partition)
 	r.logged = append(r.logged, i)
+	r.numbers = append(r.numbers, int32(i))
 	r.ids = append(r.ids, pgtype.UUID{Bytes: id, Valid: true})
 	r.webhooks = append(r.webhooks, e.WebhookSeq)
 	r.events = append(r.events, e.Event.Seq)
@@ -98,8 +139,6 @@ func (r *results) addDelivery(i int, e *posthorn.Entry, d *posthorn.Delivery) er
 	r.statuses = append(r.statuses, int32(d.ResponseStatus))
 	r.partition = append(r.partition, int32(partition))
 	r.recorded = append(r.recorded, int32(dayAt(d.DeliveredAt)))
-	r.bodies = append(r.bodies, []byte(d.ResponseBody))
-	r.exchanges = append(r.exchanges, string(data))
 	return nil
 }
 
@@ -114,11 +153,10 @@ type entryKey struct {
 func (r *results) addEntries() {
 	order := make([]int, 0, len(r.results))
 	seen := make(map[entryKey]bool, len(r.results))
-	r.entry = make([]int, len(r.results))
+	r.entry = make([]entryRef, len(r.results))
 	for i := range r.results {
 		e := r.results[i].Entry
 		k := entryKey{e.Event.Seq, e.WebhookSeq, e.Run, e.Attempt, e.DueAt.UnixMicro()}
-		r.entry[i] = -1
 		if !seen[k] {
 			seen[k] = true
 			order = append(order, i)
@@ -128,21 +166,19 @@ func (r *results) addEntries() {
 		a, b := r.results[i].Entry, r.results[j].Entry
 		return cmp.Or(cmp.Compare(a.Event.Seq, b.Event.Seq), cmp.Compare(a.WebhookSeq, b.WebhookSeq), cmp.Compare(a.Run, b.Run))
 	})
-	for at, i := range order {
-		r.entry[i] = at
+	for _, i := range order {
 		result := &r.results[i]
 		e := result.Entry
 		next := e.Attempt
 		if result.Delivery != nil {
 			next++
 		}
-		r.entries.events = append(r.entries.events, e.Event.Seq)
-		r.entries.webhooks = append(r.entries.webhooks, e.WebhookSeq)
-		r.entries.runs = append(r.entries.runs, e.Run)
-		r.entries.attempts = append(r.entries.attempts, int32(e.Attempt))
-		r.entries.next = append(r.entries.next, int32(next))
-		r.entries.due = append(r.entries.due, micros(e.DueAt))
-		r.entries.retry = append(r.entries.retry, orNull(result.RetryAt))
+		c := &r.queued
+		if !e.Queued && e.Run == 0 && e.Attempt == 1 {
+			c = &r.promised
+		}
+		r.entry[i] = entryRef{c, len(c.events)}
+		c.add(e.Event.Seq, e.WebhookSeq, e.Run, int32(e.Attempt), int32(next), micros(e.DueAt), orNull(result.RetryAt))
 	}
 }
 
@@ -155,8 +191,9 @@ func orNull(t time.Time) *time.Time {
 }
 
 func (r *results) reset() {
-	r.seqs = make([]int64, len(r.results))
+	clear(r.seqs)
 	r.otherwise = false
+	r.kept = 0
 }
 
 // settleEntries takes the entries that the node holds from the queue, and puts those that are due again back, free. The
@@ -179,50 +216,93 @@ const settleEntries = `WITH given AS MATERIALIZED (
 	CROSS JOIN LATERAL (SELECT FROM posthorn.webhooks w WHERE w.seq = g.webhook AND NOT w.deleted OFFSET 0) w
 	WHERE g.retry_at IS NOT NULL`
 
-func (r *results) settle(q *batch, node int64) {
-	if e := &r.entries; len(e.events) > 0 {
-		q.queue(settleEntries, node, e.events, e.webhooks, e.runs, e.attempts, e.due, e.retry, e.next)
+func (c *entryColumns) settle(q *batch, node int64) {
+	if len(c.events) > 0 {
+		q.queue(settleEntries, node, c.events, c.webhooks, c.runs, c.attempts, c.due, c.retry, c.next)
 	}
 }
 
-// logDeliveries takes the numbers in the order of the batch and inserts in that of the ids, as insertEvents does.
-const logDeliveries = `WITH given AS MATERIALIZED (
-		SELECT nextval('posthorn.delivery_seq') AS seq, g.* FROM (
-			SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::boolean[], $7::timestamptz[],
-				$8::timestamptz[], $9::text[], $10::bigint[], $11::int[], $12::int[], $13::int[], $14::int[]) WITH ORDINALITY
-				AS g (id, webhook, event, event_id, event_type, success, delivered_at, next_attempt_at, trigger, run, attempt, status,
-				day, recorded, n) ORDER BY n) g
-		CROSS JOIN LATERAL (SELECT FROM posthorn.webhooks w WHERE w.seq = g.webhook AND NOT w.deleted OFFSET 0) w
+// logDeliveries inserts in the order in which the columns are given, as insertEvents does, and returns the number that the
+// batch's begin with and those of what the log did not have. It counts everything: see uncount.
+const logDeliveries = `WITH batch AS MATERIALIZED (
+		SELECT nextval('posthorn.delivery_seq') AS base
+	), live AS MATERIALIZED (
+		SELECT w.seq FROM unnest($16::bigint[]) AS g (seq)
+		CROSS JOIN LATERAL (SELECT w.seq FROM posthorn.webhooks w WHERE w.seq = g.seq AND NOT w.deleted OFFSET 0) w
 	), new AS (
 		INSERT INTO posthorn.deliveries (seq, id, webhook, event, event_id, event_type, success, delivered_at, next_attempt_at, trigger,
 			run, attempt, status, body, exchange)
-		SELECT g.seq, g.id, g.webhook, g.event, g.event_id, g.event_type, g.success, g.delivered_at, g.next_attempt_at, g.trigger,
-			g.run, g.attempt, g.status, ($15::bytea[])[g.n], ($16::text[])[g.n]
-		FROM (SELECT * FROM given ORDER BY id) g
+		SELECT (SELECT base FROM batch) + g.n, g.id, g.webhook, g.event, g.event_id, g.event_type, g.success, g.delivered_at,
+			g.next_attempt_at, g.trigger, g.run, g.attempt, g.status,
+			substring($14::bytea FROM g.at FOR g.body), substring($14::bytea FROM g.at + g.body FOR g.size - g.body)
+		FROM (SELECT unnest($1::int[]) AS n, unnest($2::uuid[]) AS id, unnest($3::bigint[]) AS webhook, unnest($4::bigint[]) AS event,
+			unnest($5::text[]) AS event_id, unnest($6::text[]) AS event_type, unnest($7::boolean[]) AS success,
+			unnest($8::timestamptz[]) AS delivered_at, unnest($9::timestamptz[]) AS next_attempt_at, unnest($10::text[]) AS trigger,
+			unnest($11::bigint[]) AS run, unnest($12::int[]) AS attempt, unnest($13::int[]) AS status, unnest($15::int[]) AS at, unnest($17::int[]) AS size,
+			unnest($18::int[]) AS body) g
+		WHERE g.webhook IN (SELECT seq FROM live)
 		ON CONFLICT (id) DO NOTHING RETURNING seq
-	), logged AS MATERIALIZED (
-		SELECT g.* FROM new JOIN given g USING (seq)
-	), counted AS (
-		INSERT INTO posthorn.delivery_counts (webhook, day, recorded, succeeded, failed)
-		SELECT webhook, day, recorded, count(*) FILTER (WHERE success), count(*) FILTER (WHERE NOT success)
-		FROM logged GROUP BY webhook, day, recorded
 	)
-	SELECT n, seq FROM logged`
+	SELECT base, ARRAY(SELECT seq FROM new) FROM batch`
+
+// countDeliveries adds differences to the counts.
+const countDeliveries = `INSERT INTO posthorn.delivery_counts (webhook, day, recorded, succeeded, failed)
+	SELECT unnest($1::bigint[]), unnest($2::int[]), unnest($3::int[]), unnest($4::bigint[]), unnest($5::bigint[])`
 
 func (r *results) log(q *batch) {
 	if len(r.logged) == 0 {
 		return
 	}
-	q.queue(logDeliveries, r.ids, r.webhooks, r.events, r.eventIDs, r.eventTypes, r.successes, r.at, r.next, r.triggers, r.runs,
-		r.attempts, r.statuses, r.partition, r.recorded, r.bodies, r.exchanges,
-	).Query(func(rows pgx.Rows) error {
-		var n, seq int64
-		_, err := pgx.ForEachRow(rows, []any{&n, &seq}, func() error {
-			r.seqs[r.logged[n-1]] = seq
-			return nil
-		})
+	live := slices.Clone(r.webhooks)
+	slices.Sort(live)
+	q.queue(logDeliveries, r.numbers, r.ids, r.webhooks, r.events, r.eventIDs, r.eventTypes, r.successes, r.at, r.next, r.triggers,
+		r.runs, r.attempts, r.statuses, r.texts.bytes, r.texts.at, slices.Compact(live), r.texts.size, r.bodies,
+	).QueryRow(func(row pgx.Row) error {
+		var base int64
+		var seqs []int64
+		err := row.Scan(&base, &seqs)
+		for _, seq := range seqs {
+			r.seqs[seq-base] = seq
+		}
 		return err
 	})
+	r.count(q, 1, func(int) bool { return true })
+}
+
+// uncount takes back what log has counted without having logged it.
+func (r *results) uncount(q *batch) {
+	r.count(q, -1, func(n int) bool { return r.seqs[r.logged[n]] == 0 })
+}
+
+func (r *results) count(q *batch, by int64, which func(n int) bool) {
+	type key struct {
+		webhook       int64
+		day, recorded int32
+	}
+	rows := map[key]int{}
+	var webhooks, succeeded, failed []int64
+	var days, recorded []int32
+	for n, webhook := range r.webhooks {
+		if !which(n) {
+			continue
+		}
+		k := key{webhook, r.partition[n], r.recorded[n]}
+		row, ok := rows[k]
+		if !ok {
+			row = len(webhooks)
+			rows[k] = row
+			webhooks, days, recorded = append(webhooks, k.webhook), append(days, k.day), append(recorded, k.recorded)
+			succeeded, failed = append(succeeded, 0), append(failed, 0)
+		}
+		if r.successes[n] {
+			succeeded[row] += by
+		} else {
+			failed[row] += by
+		}
+	}
+	if len(webhooks) > 0 {
+		q.queue(countDeliveries, webhooks, days, recorded, succeeded, failed)
+	}
 }
 
 // unlogged reports whether there are deliveries that were not logged now.
@@ -245,6 +325,7 @@ func (r *results) find(q *batch) {
 	if missing == nil {
 		return
 	}
+	r.uncount(q)
 	q.queue(`SELECT g.n, d.seq, d.next_attempt_at FROM unnest($1::uuid[], $2::bigint[]) WITH ORDINALITY AS g (id, webhook, n)
 		CROSS JOIN LATERAL (SELECT d.seq, d.next_attempt_at FROM posthorn.deliveries d WHERE d.id = g.id OFFSET 0) d
 		CROSS JOIN LATERAL (SELECT FROM posthorn.webhooks w WHERE w.seq = g.webhook AND NOT w.deleted OFFSET 0) w`, missing, webhooks,
@@ -254,12 +335,12 @@ func (r *results) find(q *batch) {
 		_, err := pgx.ForEachRow(rows, []any{&n, &seq, &next}, func() error {
 			i := indexes[n-1]
 			r.seqs[i] = seq
-			if at := r.entry[i]; at >= 0 && !sameTime(r.entries.retry[at], next) {
+			if e := r.entry[i]; e.columns != nil && !sameTime(e.columns.retry[e.at], next) {
 				r.otherwise = true
-				r.entries.retry[at] = nil
+				e.columns.retry[e.at] = nil
 				if next != nil {
 					due := *next
-					r.entries.retry[at] = &due
+					e.columns.retry[e.at] = &due
 				}
 			}
 			return nil

@@ -292,7 +292,7 @@ func (n *nodes) finish() (repeats int) {
 	n.publishers.Wait()
 	db := n.connect()
 	eventually(n.t, func() string {
-		if left := query[int](n, db, "SELECT count(*) FROM posthorn.queue")[0]; left > 0 {
+		if left := query[int](n, db, "SELECT (SELECT count(*) FROM posthorn.queue) + (SELECT count(*) FROM posthorn.promises)")[0]; left > 0 {
 			return fmt.Sprintf("the queue still has %d entries", left)
 		}
 		return ""

@@ -183,14 +183,12 @@ func postgresRows(t *testing.T, data, statement string, args []string) (rows []s
 // checkDatabase fails the test unless the database of a server that has stopped is sound and its queue empty.
 func checkDatabase(t *testing.T, data string) {
 	t.Helper()
-	promised := []string{"posthorn_queue"}
-	if !onPostgres() { // which knows promises only as rows of the queue, and can't be damaged by those who use it
-		promised = append(promised, "posthorn_promises")
+	if !onPostgres() { // which can't be damaged by those who use it
 		if found := sql(t, data, "PRAGMA integrity_check"); !slices.Equal(found, []string{"ok"}) {
 			t.Errorf("integrity check of the database: %s", strings.Join(found, "; "))
 		}
 	}
-	for _, table := range promised {
+	for _, table := range []string{"posthorn_queue", "posthorn_promises"} {
 		if left := sql(t, data, "SELECT count(*) FROM "+table)[0]; left != "0" {
 			t.Errorf("%s still has %s rows", table, left)
 		}

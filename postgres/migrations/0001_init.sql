@@ -6,8 +6,9 @@
 
 -- +goose Up
 
-CREATE SEQUENCE event_seq;
-CREATE SEQUENCE delivery_seq;
+-- A commit takes one number for all of its events, and one for all of its deliveries: theirs count on from there.
+CREATE SEQUENCE event_seq INCREMENT BY 65536 START WITH 65536;
+CREATE SEQUENCE delivery_seq INCREMENT BY 65536 START WITH 65536;
 CREATE SEQUENCE run_seq;
 
 CREATE TABLE webhooks (
@@ -53,8 +54,19 @@ CREATE TABLE events (
 CREATE UNIQUE INDEX events_by_id ON events (id, repo_id);
 CREATE INDEX events_by_repo ON events (repo_id, seq);
 
--- One row for each entry, leased or free. Most live for some milliseconds: they are inserted leased and deleted with the
--- result of their only attempt, and are in no index but the key's. Only what is free is in queue_free, in the order in which
+-- The automatic first attempts that nodes have in memory and that have no row in the queue: for each block of events those that
+-- are not settled yet, side by side. Most rows live for some milliseconds.
+CREATE TABLE promises (
+    block    bigint   PRIMARY KEY, -- 64 numbers of events
+    node     bigint   NOT NULL,
+    events   bigint[] NOT NULL,
+    webhooks bigint[] NOT NULL
+) WITH (
+    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0,
+    autovacuum_analyze_scale_factor = 0.1, autovacuum_analyze_threshold = 5000
+);
+
+-- One row for each other entry, leased or free. Only what is free is in queue_free, in the order in which
 -- a webhook's entries are claimed. There is no index by node: a dead node's entries are found by reading the table once.
 CREATE TABLE queue (
     event     bigint      NOT NULL,
@@ -94,7 +106,7 @@ CREATE TABLE deliveries (
     event_id        text        COLLATE "C" NOT NULL,
     event_type      text        NOT NULL,
     body            bytea       NOT NULL, -- text that may have NUL characters, which PostgreSQL's text may not
-    exchange        text        NOT NULL, -- JSON
+    exchange        bytea       NOT NULL, -- JSON
     PRIMARY KEY (id)
 ) PARTITION BY RANGE (id);
 CREATE INDEX deliveries_by_webhook ON deliveries (webhook, seq);
