@@ -27,7 +27,7 @@ type benchCmd struct {
 	Only       []string      `env:"-" placeholder:"NAME,…" help:"Scenarios to run: ${bench_scenarios} (default all). bare, which the others are compared with, always is."`
 	Rounds     int           `env:"-" default:"5" placeholder:"N" help:"How many slices each scenario gets (default ${default})."`
 	Slice      time.Duration `env:"-" default:"2s" placeholder:"DURATION" help:"How long a slice takes, about (default ${default})."`
-	Large      bool          `env:"-" help:"Measure the scenario growth too, which fills the store with 10 million deliveries and 1 million webhooks, and take 10 million entries for backlog. That takes an hour or more, and 20 GB of disk."`
+	Large      bool          `env:"-" help:"Measure the scenario growth too, which fills the store with 10 million deliveries and 1 million webhooks, and take 10 million entries for backlog. That takes an hour or two, and 30 GB of disk."`
 	JSON       bool          `env:"-" name:"json" help:"Print one JSON document instead of a table."`
 	CPUProfile string        `env:"-" name:"cpuprofile" type:"path" placeholder:"FILE" help:"Write a CPU profile of the scenario dispatch, for go tool pprof. Rounds after the first get a number behind the name."`
 

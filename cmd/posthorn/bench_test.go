@@ -121,7 +121,7 @@ func TestBenchTable(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	for _, want := range []string{`^SCENARIO +DELIVERIES/S `, `^bare-64 +[1-9]`, `^bare-256 +[1-9]`, `^dispatch +[1-9]`, `; 2 rounds of 0\.05 s$`} {
+	for _, want := range []string{`^SCENARIO +DELIVERIES/S `, `^bare-64 +[1-9]`, `^bare-256 +[1-9]`, `^dispatch +[1-9]`, `; rounds: 2 of 0\.05 s$`} {
 		if !regexp.MustCompile("(?m)" + want).Match(out) {
 			t.Errorf("nothing matches %q in:\n%s", want, out)
 		}

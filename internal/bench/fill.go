@@ -25,7 +25,7 @@ const (
 	fillBatch     = 1000
 	busyShare     = 10  // one in ten deliveries is of the busy webhook
 	quietRows     = 100 // deliveries of the quiet webhook, about
-	growthOthers  = 100
+	growthOthers  = 20
 	growthWriters = 4
 )
 

@@ -23,7 +23,8 @@ type Growth struct {
 	Listings    []Listing `json:"listings"`
 }
 
-// Listing is how long the first page of a listing takes, before and after the growth: of a hundred reads.
+// Listing is how long the first page of a listing takes, before and after the growth: of a hundred reads, or as many as a
+// slice has time for.
 type Listing struct {
 	Name         string  `json:"name"`
 	BeforeMedian float64 `json:"beforeMedianMillis"`
@@ -83,7 +84,7 @@ func (r *rig) growth(ctx context.Context, again []scenario, before []Row) (*Grow
 	return g, nil
 }
 
-// listings reads the first page of each listing a hundred times.
+// listings reads the first page of each listing again and again.
 func (f *filler) listings(ctx context.Context) ([]Listing, error) {
 	d := f.rig.dispatcher
 	deliveries := func(w posthorn.Webhook) func() error {
@@ -110,7 +111,7 @@ func (f *filler) listings(ctx context.Context) ([]Listing, error) {
 	var all []Listing
 	for _, r := range reads {
 		var took []float64
-		for range 100 {
+		for end := time.Now().Add(f.rig.opts.Slice); len(took) == 0 || len(took) < 100 && time.Now().Before(end); {
 			start := time.Now()
 			if err := r.read(); err != nil {
 				return nil, fmt.Errorf("list %s: %w", r.name, err)

@@ -118,7 +118,7 @@ func row(s scenario, r result, bare []sample) Row {
 	if s.paced {
 		out.SentLate = known(median, each(r.samples, func(s sample) float64 { return float64(s.late) / float64(s.deliveries) }))
 	}
-	if len(bare) == len(r.samples) {
+	if len(bare) >= len(r.samples) {
 		out.CPUToBare = known(median, ratios(r.samples, bare, sample.cpuPerDelivery))
 		if !s.paced {
 			out.RateToBare = known(median, ratios(r.samples, bare, sample.rate))

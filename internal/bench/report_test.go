@@ -73,7 +73,7 @@ func TestPrint(t *testing.T) {
 	}
 	for _, want := range []string{
 		`^SCENARIO +DELIVERIES/S +OF BARE +CPU µs`, `^dispatch +375 +0\.50 +3,000 +2\.00 +– +0\.38 +50\.0 +500 +10 `,
-		`^latency-200 +200 +–`, `^rest +failed$`, `^SQLite on ext4; 2 rounds of 1 s$`,
+		`^latency-200 +200 +–`, `^rest +failed$`, `^SQLite on ext4; rounds: 2 of 1 s$`,
 	} {
 		if !regexp.MustCompile("(?m)" + want).MatchString(out.String()) {
 			t.Errorf("nothing matches %q in:\n%s", want, &out)

@@ -96,7 +96,7 @@ func (r *Report) Print(out io.Writer) error {
 	m := r.Machine
 	fmt.Fprintf(w, "Posthorn %s, %s, %s, %s\n", m.Version, m.Go, m.Platform, m.Date.Format(time.RFC3339))
 	fmt.Fprintf(w, "%d × %s, %s MiB of memory\n", m.CPUs, cmp.Or(m.CPU, "CPU"), grouped(m.Memory>>20))
-	fmt.Fprintf(w, "%s%s; %d rounds of %g s\n\n", m.Store, onFileSystem(m.FileSystem), r.Rounds, r.Slice)
+	fmt.Fprintf(w, "%s%s; rounds: %d of %g s\n\n", m.Store, onFileSystem(m.FileSystem), r.Rounds, r.Slice)
 	printTable(w, header(), r.Scenarios, Row.cells)
 	fmt.Fprint(w, legend)
 	for _, row := range r.Scenarios {

@@ -201,6 +201,10 @@ func (r *rig) flood(ctx context.Context, repos []string, n int, d time.Duration)
 			if err := l.expect(ctx, n); err != nil {
 				return err
 			}
+			if !time.Now().Before(end) { // it passed while this one waited
+				l.forget(n)
+				return nil
+			}
 			repo := repos[rand.IntN(len(repos))] //nolint:gosec // any order will do
 			if err := r.dispatch(ctx, l, repo, measured, n); err != nil {
 				return err
