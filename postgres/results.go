@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -115,13 +114,10 @@ func (r *results) addDelivery(i int, id [16]byte) error {
 	}
 	exchange := d.Exchange
 	exchange.SentAt = micros(exchange.SentAt)
-	data, err := json.Marshal(exchange)
-	if err != nil {
-		return posthorn.Errorf(posthorn.CodeInternal, "the exchange of delivery %s: %w", d.ID, err)
-	}
 	r.bodies = append(r.bodies, int32(len(d.ResponseBody)))
-	r.texts.bytes = append(append(r.texts.bytes, d.ResponseBody...), data...)
-	r.texts.end(len(d.ResponseBody) + len(data))
+	start := len(r.texts.bytes)
+	r.texts.bytes = exchange.AppendJSON(append(r.texts.bytes, d.ResponseBody...))
+	r.texts.end(len(r.texts.bytes) - start)
 	r.days = append(r.days, partition)
 	r.logged = append(r.logged, i)
 	r.numbers = append(r.numbers, int32(i))

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"path/filepath"
 	"testing"
+
+	"github.com/musehub/posthorn"
 )
 
 // BenchmarkCommit commits batches of 256 events and then of their 256 results, into an empty store and into one with a
@@ -42,6 +44,24 @@ func BenchmarkCommit(b *testing.B) {
 				})
 			}
 		}
+	}
+}
+
+// BenchmarkMixed commits as a busy dispatcher does: each batch has new events, and the results of those of the batch before.
+func BenchmarkMixed(b *testing.B) {
+	for _, size := range []int{16, 64, 256} {
+		b.Run(fmt.Sprintf("size=%d", size), func(b *testing.B) {
+			w := newWorkload(b, open(b, filepath.Join(b.TempDir(), "posthorn.db")), 100)
+			var before posthorn.Batch
+			b.ReportAllocs()
+			for b.Loop() {
+				batch, results := w.batch(size)
+				batch.Results = before.Results
+				w.commit(batch)
+				before = results
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(size), "ns/event")
+		})
 	}
 }
 

@@ -2,7 +2,6 @@ package sqlite
 
 import (
 	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -33,11 +32,7 @@ func encodeResults(results []posthorn.Result) ([]result, error) {
 			}
 			exchange := d.Exchange
 			exchange.SentAt = exchange.SentAt.UTC().Truncate(time.Microsecond)
-			data, err := json.Marshal(exchange)
-			if err != nil {
-				return nil, posthorn.Errorf(posthorn.CodeInternal, "the exchange of delivery %s: %w", d.ID, err)
-			}
-			r.id, r.exchange = id[:], string(data)
+			r.id, r.exchange = id[:], string(exchange.AppendJSON(nil))
 		}
 		encoded[i] = r
 	}

@@ -21,10 +21,10 @@ import (
 const (
 	defaultTimeout = 10 * time.Second
 
-	// Idle connections kept for reuse. Many webhooks can share one host, so one host may hold more than the
-	// requests in flight that a single webhook may have.
+	// Idle connections kept for reuse. Many webhooks can share one host, so one host may have as many as the node has
+	// requests in flight: to open one costs more than the request itself.
 	maxIdleConns        = 2048
-	maxIdleConnsPerHost = 256
+	maxIdleConnsPerHost = 1024
 	idleConnTimeout     = 30 * time.Second
 
 	// What is read of a response, at most.
