@@ -41,7 +41,7 @@ const (
 	// Latencies are congested above congestedBy times the usual one, and above toleratedDelay more than it: a node or
 	// a receiver whose processors are busy takes some tens of milliseconds longer for anything.
 	congestedBy    = 2
-	toleratedDelay = 50 * time.Millisecond
+	toleratedDelay = 100 * time.Millisecond
 	// A webhook is silent when it has answered nothing for silentFor times its usual latency, and for minSilence.
 	silentFor  = 10
 	minSilence = time.Second

@@ -65,7 +65,7 @@ const (
 	maxProbePause = 50     // milliseconds between the attempts of a failing webhook: one for each failure in a row, up to this
 	entryBytes    = 256    // what an entry takes besides its payload, about
 	maxRemembered = 10_000 // webhooks without entries whose state is kept
-	maxIdle       = 256    // workers that wait for work, which spares growing a new goroutine's stack for each request
+	maxIdle       = 1024   // workers that wait for work, which spares growing a new goroutine's stack for each request
 )
 
 // queue is what a node has in memory of one webhook.

@@ -76,7 +76,7 @@ func scenarios(webhooks int) []scenario {
 		{group: "bare", name: "bare-64", run: bare(64)},
 		{group: "bare", name: "bare-256", run: bare(256)},
 		{group: "dispatch", name: "dispatch", run: dispatch},
-		{group: "rest", name: "rest", run: rest(1, 64)},
+		{group: "rest", name: "rest", run: rest(1, 256)},
 		{group: "rest", name: "rest-batch", run: rest(100, 4)},
 		{group: "latency", name: "latency-200", paced: true, run: steady(200)},
 		{group: "latency", name: "latency-1000", paced: true, run: steady(1000)},

@@ -46,10 +46,9 @@ func TestClient(t *testing.T) {
 	server := httptest.NewServer(api)
 	defer server.Close()
 	post := func(repo string, batch int) (clientAnswer, error) {
-		c := client{transport: &http.Transport{}, clientRequest: clientRequest{
+		c := client{clientRequest{
 			URL: server.URL + "/repos/", Token: "token", Repos: []string{repo}, Batch: batch, Connections: 2, Duration: 50 * time.Millisecond,
 		}}
-		defer c.transport.CloseIdleConnections()
 		return c.run(t.Context())
 	}
 	for _, batch := range []int{1, 100} {

@@ -181,7 +181,7 @@ func fanOut(n int) func(context.Context, *rig, time.Duration) (sample, error) {
 }
 
 // dispatchers is how many goroutines dispatch at once where throughput is measured.
-const dispatchers = 256
+const dispatchers = 512
 
 func (r *rig) floodAndMeasure(ctx context.Context, label string, repos []string, n int, slice time.Duration) (sample, error) {
 	if _, err := r.flood(ctx, repos, n, warmUp(slice)); err != nil {
