@@ -12,7 +12,7 @@ const (
 	maxResultDelay = 20 * time.Millisecond
 	// Events wait this long where the batch before had some number of them, in the hope of as many again: those who got their
 	// answer are about to come back. It makes the batches larger, and so each event cheaper, under load.
-	maxEventDelay = 5 * time.Millisecond
+	maxEventDelay = 10 * time.Millisecond
 	someEvents    = 8
 	// slowCommit is how long a commit may take before no more attempts start: as long as their results can't be recorded
 	// they would have to be made again if the node died, or lost its lease.

@@ -104,7 +104,7 @@ func TestLimitFollowsTheReceiver(t *testing.T) {
 		"random, takes any number":    {64, exponential(), ofLimits{1, 20, 64}},
 		"random, 8 at a time":         {8, exponential(), ofLimits{1, 6, 40}},
 		"within what is tolerated":    {8, always(5 * time.Millisecond), ofLimits{64, 64, 64}},
-		"slower than is tolerated, 8": {8, always(50 * time.Millisecond), ofLimits{8, 10, 18}},
+		"slower than is tolerated, 8": {8, always(100 * time.Millisecond), ofLimits{8, 10, 18}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newReceiver(test.capacity, test.takes)
