@@ -16,7 +16,7 @@ import (
 
 const (
 	// maxCached is how many webhooks the cache holds in all; a repo without any counts as one.
-	maxCached = 50_000
+	maxCached = 20_000
 	// maxStale is for how long the cache is good if nobody can tell what other nodes have changed meanwhile.
 	maxStale = 2 * time.Second
 )
