@@ -235,7 +235,7 @@ func unpackPromises(packed []byte) (*promisedBatch, error) {
 			return 0
 		}
 		packed = packed[n:]
-		return int64(v) //nolint:gosec // it was one
+		return int64(v)
 	}
 	b, last := new(promisedBatch), int64(0)
 	for len(packed) > 0 {
