@@ -162,9 +162,9 @@ func (p *promising) prune() {
 // TestPromises settles batches of promises in any order and way, with commits that fail in between, and restarts. The queue
 // always has what was not settled, and nothing else.
 func TestPromises(t *testing.T) {
-	rounds := 6
+	rounds := 3
 	if testing.Short() {
-		rounds = 2
+		rounds = 1
 	}
 	for range rounds {
 		seed := rand.Uint64()
