@@ -35,8 +35,9 @@ func child() {
 	os.Exit(0)
 }
 
-// childCommits accepts events until it is killed, each one for the two webhooks that there are, and records every other
-// one's first delivery. What it was told is committed it prints: "accepted" and "delivered", with the event's ID.
+// childCommits accepts events until it is killed, in batches of some, each for the two webhooks that there are, and records
+// what became of some of those before: most batches are partly settled. What it was told is committed it prints: "accepted"
+// with the event's ID, "delivered" and "retried" with the webhook's too.
 func childCommits(s *Store) {
 	must := func(err error) {
 		if err != nil {
@@ -45,31 +46,55 @@ func childCommits(s *Store) {
 		}
 	}
 	ctx := context.Background()
+	_, err := s.Release(ctx, 0, time.Now()) // what the one before has left
+	must(err)
 	node, err := s.Lease(ctx, 0, time.Now().Add(time.Hour))
 	must(err)
 	page, err := s.Webhooks(ctx, posthorn.WebhookQuery{})
 	must(err)
 	a, b := page.Items[0], page.Items[1]
-	for i := 0; ; i++ {
-		e := &posthorn.AcceptedEvent{
-			ID: fmt.Sprintf("%d-%d", node, i), RepoID: a.RepoID, Type: "push", Payload: payload1K, CreatedAt: time.Now(),
+	var held []posthorn.Result
+	for n := 0; ; {
+		batch := posthorn.Batch{Node: node}
+		var told []string
+		var next []posthorn.Result
+		for range 1 + rand.IntN(4) {
+			e := &posthorn.AcceptedEvent{
+				ID: fmt.Sprintf("%d-%d", node, n), RepoID: a.RepoID, Type: "push", Payload: payload1K, CreatedAt: time.Now(),
+			}
+			targets := []posthorn.Target{{WebhookSeq: a.Seq, Leased: true}, {WebhookSeq: b.Seq, Leased: n%3 == 0}}
+			if next = append(next, resultOf(a, e)); n%3 == 0 {
+				next = append(next, resultOf(b, e))
+			}
+			batch.Events = append(batch.Events, posthorn.NewEvent{Event: e, Targets: targets, Trigger: posthorn.TriggerAutomatic})
+			told = append(told, "accepted "+e.ID)
+			n++
 		}
-		targets := []posthorn.Target{{WebhookSeq: a.Seq, Leased: true}, {WebhookSeq: b.Seq, Leased: i%3 == 0}}
-		_, err := s.Commit(ctx, posthorn.Batch{Node: node, Events: []posthorn.NewEvent{
-			{Event: e, Targets: targets, Trigger: posthorn.TriggerAutomatic},
-		}})
+		for range rand.IntN(min(5, len(held)+1)) {
+			i := rand.IntN(len(held))
+			r := held[i]
+			held = append(held[:i], held[i+1:]...)
+			switch rand.IntN(3) {
+			case 0:
+				told = append(told, "delivered "+r.Entry.Event.ID+" "+r.Entry.WebhookID)
+			case 1:
+				r.RetryAt = r.Delivery.DeliveredAt
+				r.Delivery.Success, r.Delivery.NextAttemptAt = false, r.RetryAt
+				told = append(told, "retried "+r.Entry.Event.ID+" "+r.Entry.WebhookID)
+			case 2: // put off
+				r.Delivery, r.RetryAt = nil, r.Entry.DueAt
+			}
+			batch.Results = append(batch.Results, r)
+		}
+		_, err := s.Commit(ctx, batch)
 		must(err)
-		fmt.Println("accepted", e.ID)
-		if i%2 == 0 {
-			_, err = s.Commit(ctx, posthorn.Batch{Node: node, Results: []posthorn.Result{resultOf(a, e)}})
-			must(err)
-			fmt.Println("delivered", e.ID)
-		}
+		held = append(held, next...)
+		fmt.Println(strings.Join(told, "\n"))
 	}
 }
 
 // TestKill kills a process in the middle of its commits, several times. Whatever it was told was committed is there, and
-// each entry is either in the queue or in the log.
+// each entry is either in the queue, in the log, or in both for the next attempt.
 func TestKill(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "posthorn.db")
 	s := open(t, path)
@@ -87,8 +112,8 @@ func TestKill(t *testing.T) {
 	if testing.Short() {
 		rounds = 2
 	}
-	accepted, delivered := map[string]bool{}, map[string]bool{}
-	for range rounds {
+	told := map[string]map[string]bool{"accepted": {}, "delivered": {}, "retried": {}}
+	for round := range rounds {
 		cmd, out := startChild(t, "commit", path)
 		stopAt := 5 + rand.IntN(100)
 		for lines := 0; ; lines++ {
@@ -99,14 +124,11 @@ func TestKill(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			switch word, id, _ := strings.Cut(strings.TrimSpace(line), " "); word {
-			case "accepted":
-				accepted[id] = true
-			case "delivered":
-				delivered[id] = true
-			default:
+			word, what, _ := strings.Cut(strings.TrimSpace(line), " ")
+			if told[word] == nil {
 				t.Fatalf("the other process failed: %s", line)
 			}
+			told[word][what] = true
 			if lines == stopAt { // and while it goes on committing
 				if err := cmd.Process.Kill(); err != nil {
 					t.Fatal(err)
@@ -114,12 +136,14 @@ func TestKill(t *testing.T) {
 			}
 		}
 		kill(cmd)
-		checkSurvivors(t, path, hooks, accepted, delivered)
+		if round%2 == 1 {
+			checkSurvivors(t, path, hooks, told)
+		}
 	}
-	t.Logf("%d events accepted, %d delivered", len(accepted), len(delivered))
+	t.Logf("%d events accepted, %d delivered, %d retried", len(told["accepted"]), len(told["delivered"]), len(told["retried"]))
 }
 
-func checkSurvivors(t *testing.T, path string, hooks []posthorn.Webhook, accepted, delivered map[string]bool) {
+func checkSurvivors(t *testing.T, path string, hooks []posthorn.Webhook, told map[string]map[string]bool) {
 	t.Helper()
 	s, err := Open(t.Context(), path)
 	if err != nil {
@@ -133,25 +157,32 @@ func checkSurvivors(t *testing.T, path string, hooks []posthorn.Webhook, accepte
 	if w.node, err = s.Lease(t.Context(), 0, time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	queued := map[string]int{} // by webhook and event
+	queued := map[string]int{} // attempts, by event and webhook
 	for _, e := range w.claim(1 << 20) {
-		queued[e.WebhookID+e.Event.ID]++
+		what := e.Event.ID + " " + e.WebhookID
+		if queued[what] != 0 {
+			t.Fatalf("%s is in the queue twice", what)
+		}
+		queued[what] = e.Attempt
 	}
-	for id := range accepted {
+	for id := range told["accepted"] {
 		if _, err := s.Event(t.Context(), "repo", id); err != nil {
 			t.Fatalf("an accepted event is lost: %v", err)
 		}
-		for i, hook := range hooks {
+		for _, hook := range hooks {
 			page, err := s.Deliveries(t.Context(), posthorn.DeliveryQuery{RepoID: "repo", WebhookID: hook.ID, EventID: id, Limit: 10})
 			if err != nil {
 				t.Fatal(err)
 			}
-			logged := len(page.Items)
-			if n := queued[hook.ID+id]; n+logged != 1 {
-				t.Fatalf("event %s has %d entries and %d deliveries for %s", id, n, logged, hook.ID)
-			}
-			if i == 0 && delivered[id] && logged == 0 {
-				t.Fatalf("the delivery of event %s is lost", id)
+			what := id + " " + hook.ID
+			attempt, log := queued[what], page.Items
+			switch {
+			case len(log) == 0 && attempt == 1 && !told["delivered"][what] && !told["retried"][what]:
+			case len(log) == 1 && log[0].Success && attempt == 0 && !told["retried"][what]:
+			case len(log) == 1 && !log[0].Success && attempt == 2 && !told["delivered"][what]:
+			default:
+				t.Fatalf("%s has attempt %d in the queue and %d deliveries; it was delivered: %v, retried: %v",
+					what, attempt, len(log), told["delivered"][what], told["retried"][what])
 			}
 		}
 	}

@@ -151,7 +151,7 @@ func (r *release) promises() error {
 			}
 		}
 		if len(batch.events) > 0 {
-			return exec(r.c, "UPDATE posthorn_promises SET entries = ? WHERE event = ?", batch.pack(), first)
+			return updatePromises(r.c, first, batch)
 		}
 		if err := exec(r.c, "DELETE FROM posthorn_promises WHERE event = ?", first); err != nil {
 			return err

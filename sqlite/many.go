@@ -36,6 +36,9 @@ func (m many) each(c *sqlite.Conn, n int, use func(st *sqlite.Stmt, from, size i
 				reset(st)
 				return err
 			}
+			if err := st.ClearBindings(); err != nil { // it would keep up to a batch of payloads until it is used again
+				return err
+			}
 		}
 	}
 	return nil

@@ -1,8 +1,8 @@
 package sqlite
 
 import (
-	"context"
 	"encoding/binary"
+	"maps"
 	"slices"
 
 	"github.com/musehub/posthorn"
@@ -21,14 +21,16 @@ const maxWholeBatches = 256
 // the writer.
 type promises struct {
 	byEvent map[int64]*promise
-	whole   []*promisedBatch // those with a row that has all their entries, from the oldest on
-	settled []int64          // the first events of batches whose rows can go
+	whole   []*promisedBatch        // those with a row that has all their entries, from the oldest on
+	partly  map[*promisedBatch]bool // those with a row that has settled entries too
+	settled []int64                 // the first events of batches whose rows can go
 
 	// The transaction under way.
 	added   []*promise
 	taken   []taken
-	deleted int // of settled
-	shrunk  int // of whole
+	deleted int              // of settled
+	shrunk  int              // of whole
+	reduced []*promisedBatch // those with a row that was reduced to what is not settled
 }
 
 // promise is an event with the webhooks that it is still owed to.
@@ -100,28 +102,53 @@ func (p *promises) deleteSettled(c *sqlite.Conn) error {
 	if len(p.whole) <= maxWholeBatches {
 		return nil
 	}
-	batch := p.whole[0]
 	p.shrunk = 1
-	if batch.left == 0 {
+	return p.reduce(c, p.whole[0])
+}
+
+// reduceAll reduces all rows to the entries that are not settled.
+func (p *promises) reduceAll(c *sqlite.Conn) error {
+	for batch := range p.partly {
+		if err := p.reduce(c, batch); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *promises) reduce(c *sqlite.Conn, batch *promisedBatch) error {
+	if !p.partly[batch] {
 		return nil
 	}
-	return batch.rewrite(c)
+	p.reduced = append(p.reduced, batch)
+	return updatePromises(c, batch.first, batch)
 }
 
-// rewrite reduces the row of an event's batch to the entries that are not settled.
-func (p *promises) rewrite(c *sqlite.Conn, event int64) error {
-	return p.byEvent[event].batch.rewrite(c)
+func updatePromises(c *sqlite.Conn, first int64, batch *promisedBatch) error {
+	return exec(c, "UPDATE posthorn_promises SET entries = ? WHERE event = ?", batch.pack(), first)
 }
 
-func (b *promisedBatch) rewrite(c *sqlite.Conn) error {
-	return exec(c, "UPDATE posthorn_promises SET entries = ? WHERE event = ?", b.pack(), b.first)
-}
-
-// deleteSettledPromises does that in a transaction of its own.
-func (s *Store) deleteSettledPromises(ctx context.Context, c *sqlite.Conn) error {
-	err := s.transact(ctx, c, s.promises.deleteSettled)
-	s.promises.end(err == nil)
-	return err
+// dropPromised takes an entry of run 0 that was dropped out of the row that may have it still, whichever node's that is:
+// neither the log nor the queue will tell that it is settled.
+func dropPromised(c *sqlite.Conn, event, webhook int64) error {
+	var first int64
+	var packed []byte
+	found, err := queryRow(c, func(st *sqlite.Stmt) { first, packed = st.ColumnInt64(0), bytesOf(st, 1) },
+		"SELECT event, entries FROM posthorn_promises WHERE event <= ? ORDER BY event DESC LIMIT 1", event)
+	if err != nil || !found {
+		return err
+	}
+	batch, err := unpackPromises(packed)
+	if err != nil {
+		return err
+	}
+	for _, promise := range batch.events {
+		if i := slices.Index(promise.webhooks, webhook); i >= 0 && promise.event == event {
+			promise.webhooks = slices.Delete(promise.webhooks, i, i+1)
+			return updatePromises(c, first, batch)
+		}
+	}
+	return nil
 }
 
 // end ends a transaction.
@@ -134,15 +161,15 @@ func (p *promises) end(committed bool) {
 		}
 	}
 	p.added, p.taken = nil, p.taken[:0]
-	p.deleted, p.shrunk = 0, 0
+	p.deleted, p.shrunk, p.reduced = 0, 0, nil
 }
 
 func (p *promises) commit() {
 	p.settled = append(p.settled[:0], p.settled[p.deleted:]...)
-	if p.shrunk > 0 {
-		batch := p.whole[0]
+	p.whole = p.whole[p.shrunk:]
+	for _, batch := range p.reduced {
 		batch.events = slices.DeleteFunc(batch.events, func(p *promise) bool { return len(p.webhooks) == 0 })
-		p.whole = p.whole[1:]
+		delete(p.partly, batch)
 	}
 	for _, t := range p.taken {
 		if len(t.promise.webhooks) == 0 {
@@ -152,6 +179,9 @@ func (p *promises) commit() {
 		if batch.left--; batch.left == 0 {
 			p.settled = append(p.settled, batch.first)
 			batch.events = nil
+			delete(p.partly, batch)
+		} else {
+			p.partly[batch] = true
 		}
 	}
 	for len(p.whole) > 0 && p.whole[0].left == 0 {
@@ -161,7 +191,7 @@ func (p *promises) commit() {
 		return
 	}
 	if p.byEvent == nil {
-		p.byEvent = map[int64]*promise{}
+		p.byEvent, p.partly = map[int64]*promise{}, map[*promisedBatch]bool{}
 	}
 	for _, promise := range p.added {
 		p.byEvent[promise.event] = promise
@@ -171,12 +201,10 @@ func (p *promises) commit() {
 
 // forget gives up the entries of nodes, which are being freed.
 func (p *promises) forget(nodes []int64) {
-	for event, promise := range p.byEvent {
-		if slices.Contains(nodes, promise.batch.node) {
-			delete(p.byEvent, event)
-		}
-	}
-	p.whole = slices.DeleteFunc(p.whole, func(b *promisedBatch) bool { return slices.Contains(nodes, b.node) })
+	of := func(b *promisedBatch) bool { return slices.Contains(nodes, b.node) }
+	maps.DeleteFunc(p.byEvent, func(_ int64, p *promise) bool { return of(p.batch) })
+	p.whole = slices.DeleteFunc(p.whole, of)
+	maps.DeleteFunc(p.partly, func(b *promisedBatch, _ bool) bool { return of(b) })
 }
 
 // pack encodes what is left of a batch: for each event its number, counted from the one before, how many webhooks, and these.
@@ -207,7 +235,7 @@ func unpackPromises(packed []byte) (*promisedBatch, error) {
 			return 0
 		}
 		packed = packed[n:]
-		return int64(v) //nolint:gosec // it was one
+		return int64(v)
 	}
 	b, last := new(promisedBatch), int64(0)
 	for len(packed) > 0 {

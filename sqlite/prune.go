@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/musehub/posthorn"
 	"zombiezen.com/go/sqlite"
 )
 
@@ -16,10 +17,6 @@ const (
 
 // Prune implements [posthorn.Store]. Rows are found by readers and deleted in short transactions.
 func (s *Store) Prune(ctx context.Context, before time.Time) (int, error) {
-	err := s.withWriter(ctx, func(c *sqlite.Conn) error { return s.deleteSettledPromises(ctx, c) }) // they hold on to events
-	if err != nil {
-		return 0, err
-	}
 	total := 0
 	for _, prune := range []func(context.Context, time.Time) (int, error){s.pruneDeleted, s.pruneDeliveries, s.pruneEvents} {
 		n, err := prune(ctx, before)
@@ -111,8 +108,19 @@ func (s *Store) deleteLog(ctx context.Context, webhook int64) (total int, err er
 		err := s.write(ctx, func(c *sqlite.Conn) error {
 			n = 0
 			seq, err := queryInt(c, "SELECT newest FROM posthorn_logs WHERE webhook = ?", webhook)
-			for ; seq != 0 && n < pruneChunk && err == nil; n++ {
-				seq, err = queryInt(c, "DELETE FROM posthorn_deliveries WHERE seq = ? RETURNING previous", seq)
+			for found := true; found && seq != 0 && n < pruneChunk && err == nil; {
+				row := seq
+				found, err = queryRow(c, func(st *sqlite.Stmt) { seq = st.ColumnInt64(0) },
+					"DELETE FROM posthorn_deliveries WHERE seq = ? AND webhook = ? RETURNING previous", row, webhook)
+				if found {
+					n++
+				} else if err == nil { // it was pruned, but older ones may be there
+					log := walk{c: c, table: "posthorn_deliveries", owner: "webhook", of: webhook}
+					var next int64
+					if seq, next, _, err = log.below(row, posthorn.MaxScan); seq == 0 {
+						seq = next
+					}
+				}
 			}
 			if err != nil {
 				return err
@@ -136,9 +144,34 @@ type oldRow struct {
 	repoID  string // an event's
 }
 
+// settledDeliveries makes the promises' rows forget what is settled, and returns the newest delivery that isn't needed to know
+// that any more, nor are those before it. It is 0 as long as rows of a node that has ended wait to be freed.
+func (s *Store) settledDeliveries(ctx context.Context) (newest int64, err error) {
+	err = s.withWriter(ctx, func(c *sqlite.Conn) error {
+		err := s.transact(ctx, c, func(c *sqlite.Conn) (err error) {
+			if err := s.promises.deleteSettled(c); err != nil {
+				return err
+			}
+			if err := s.promises.reduceAll(c); err != nil {
+				return err
+			}
+			newest, err = queryInt(c, `SELECT last FROM posthorn_counters WHERE name = 'delivery'
+				AND NOT EXISTS (SELECT 1 FROM posthorn_nodes WHERE lease_until = ?)`, leaseEnded)
+			return err
+		})
+		s.promises.end(err == nil)
+		return err
+	})
+	return newest, err
+}
+
 // pruneDeliveries removes the old end of the log. Rows are recorded nearly in the order of their times: it looks on until
 // a whole chunk has nothing old.
 func (s *Store) pruneDeliveries(ctx context.Context, before time.Time) (int, error) {
+	newest, err := s.settledDeliveries(ctx)
+	if err != nil {
+		return 0, err
+	}
 	total := 0
 	for after := int64(0); ; {
 		var old []oldRow
@@ -149,7 +182,8 @@ func (s *Store) pruneDeliveries(ctx context.Context, before time.Time) (int, err
 					old = append(old, oldRow{seq: after, webhook: st.ColumnInt64(2), success: st.ColumnBool(3)})
 				}
 				return nil
-			}, "SELECT seq, delivered_at, webhook, success FROM posthorn_deliveries WHERE seq > ? ORDER BY seq LIMIT ?", after, pruneChunk)
+			}, "SELECT seq, delivered_at, webhook, success FROM posthorn_deliveries WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
+				after, newest, pruneChunk)
 		})
 		if err != nil || len(old) == 0 {
 			return total, err

@@ -102,12 +102,14 @@ func (s *Store) takeEntry(c *sqlite.Conn, node int64, r *result) (err error) {
 	e := r.Entry
 	r.retryAt = r.RetryAt
 	if e.Queued {
-		r.held, err = removeLeased(c, node, e)
-		return err
+		if r.held, err = removeLeased(c, node, e); err != nil {
+			return err
+		}
+	} else {
+		r.held = s.promises.settle(node, e.Event.Seq, e.WebhookSeq)
 	}
-	r.held = s.promises.settle(node, e.Event.Seq, e.WebhookSeq)
-	if r.held && r.Delivery == nil && r.RetryAt.IsZero() { // which leaves no trace elsewhere
-		return s.promises.rewrite(c, e.Event.Seq)
+	if r.held && r.Delivery == nil && r.RetryAt.IsZero() && e.Run == 0 {
+		return dropPromised(c, e.Event.Seq, e.WebhookSeq)
 	}
 	return nil
 }

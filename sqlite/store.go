@@ -161,9 +161,7 @@ func (s *Store) Close() error {
 				errs = append(errs, c.Close())
 			}
 		}
-		w := <-s.writer
-		_ = s.deleteSettledPromises(context.Background(), w) // or the next start finds that they are settled
-		errs = append(errs, w.Close(), s.lock.Unlock())
+		errs = append(errs, (<-s.writer).Close(), s.lock.Unlock())
 		if err := errors.Join(errs...); err != nil {
 			s.closeErr = fmt.Errorf("close %s: %w", s.name, err)
 		}

@@ -21,7 +21,7 @@ type walk struct {
 func (w walk) from(newest, before int64, visit func(seq int64, st *sqlite.Stmt) (bool, error)) (next int64, err error) {
 	row := "SELECT previous" + w.columns + " FROM " + w.table + " WHERE seq = ? AND " + w.owner + " = ?"
 	seq, next := newest, before
-	if before > 0 {
+	if before > 0 && before <= newest {
 		seq = before // if there is no such row, looking for it finds the next one
 		_, err := queryRow(w.c, func(st *sqlite.Stmt) { seq = st.ColumnInt64(0) }, row, before, w.of)
 		if err != nil {
@@ -29,7 +29,7 @@ func (w walk) from(newest, before int64, visit func(seq int64, st *sqlite.Stmt) 
 		}
 	}
 	for n := 0; seq != 0; n++ {
-		if n == posthorn.MaxScan {
+		if n >= posthorn.MaxScan {
 			return next, nil
 		}
 		var previous int64
@@ -46,35 +46,39 @@ func (w walk) from(newest, before int64, visit func(seq int64, st *sqlite.Stmt) 
 		case found:
 			next, seq = seq, previous
 		default:
-			if seq, next, err = w.below(seq); seq == 0 {
+			var examined int
+			if seq, next, examined, err = w.below(seq, posthorn.MaxScan-n); seq == 0 {
 				return next, err
 			}
+			n += examined - 1
 		}
 	}
 	return 0, nil
 }
 
-// below looks for the newest row before a number that was pruned, by going through everyone's. Hardly any are as old: what the
-// queue needs, and what was recorded before the clock was set back. It returns 0 if there is none, with the number to look on
-// from if these were as many as one page may examine.
-func (w walk) below(seq int64) (found, last int64, err error) {
-	n := 0
+// below looks for the newest row before a number that was pruned, by going through everyone's, but no more than a limit. Hardly
+// any are as old: what the queue needs, and what was recorded before the clock was set back. It returns 0 if it found none.
+// Where it can look again is below next: just above what it found, else at the last row that it examined, 0 if there are no more.
+func (w walk) below(seq int64, limit int) (found, next int64, examined int, err error) {
+	next = seq
 	err = query(w.c, func(st *sqlite.Stmt) error {
-		n++
-		last = st.ColumnInt64(0)
+		examined++
 		if st.ColumnBool(1) {
-			found = last
+			found = st.ColumnInt64(0)
 			return errFound
 		}
+		next = st.ColumnInt64(0)
 		return nil
-	}, "SELECT seq, "+w.owner+" = ? FROM "+w.table+" WHERE seq < ? ORDER BY seq DESC LIMIT ?", w.of, seq, posthorn.MaxScan)
+	}, "SELECT seq, "+w.owner+" = ? FROM "+w.table+" WHERE seq < ? ORDER BY seq DESC LIMIT ?", w.of, seq, limit)
 	switch {
 	case errors.Is(err, errFound):
-		return found, seq, nil
-	case n < posthorn.MaxScan:
-		last = 0
+		return found, next, examined, nil
+	case err != nil:
+		return 0, 0, examined, err
+	case examined < limit:
+		next = 0
 	}
-	return 0, last, err
+	return 0, next, examined, nil
 }
 
 var errFound = errors.New("found")

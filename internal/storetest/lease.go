@@ -171,6 +171,69 @@ func testReleaseLarge(s *suite) {
 	s.equal("the other's entries", len(s.claim(fresh, start, other)), 650)
 }
 
+// testReleaseBatches has batches of several events for many webhooks, which are settled in all ways and orders before the node
+// dies, and some not at all.
+func testReleaseBatches(s *suite) {
+	var webhooks []posthorn.Webhook
+	for range 7 {
+		webhooks = append(webhooks, s.webhook())
+	}
+	node := s.node()
+	want := map[int64][]*posthorn.Entry{}
+	for range 3 {
+		batch := posthorn.Batch{Node: node}
+		var results []posthorn.Result
+		for i := range 130 {
+			e := s.event()
+			batch.Events = append(batch.Events, newEvent(e, leased(webhooks...)))
+			for j, w := range webhooks {
+				entry := entryOf(w, e)
+				switch (i + j) % 9 {
+				case 0, 1:
+					results = append(results, done(entry, start))
+				case 2:
+					results = append(results, posthorn.Result{Entry: entry})
+				case 3:
+					results = append(results, retried(entry, start, start))
+					want[w.Seq] = append(want[w.Seq], at(entry, 2, start))
+				case 4:
+					results = append(results, posthorn.Result{Entry: entry, RetryAt: start})
+					want[w.Seq] = append(want[w.Seq], queued(entry))
+				default:
+					want[w.Seq] = append(want[w.Seq], queued(entry))
+				}
+			}
+		}
+		_, err := s.Commit(s.Context(), batch)
+		s.check(err)
+		for i := 0; i < len(results); i += 2 { // half of them, so that the rest finds rows that have changed
+			s.record(node, results[i])
+		}
+		slices.Reverse(results)
+		s.record(node, results...)
+	}
+	s.equal("nodes released", s.release(node, start), 1)
+	fresh := s.node()
+	for _, w := range webhooks {
+		s.wantEntries(s.claim(fresh, start, w), want[w.Seq]...)
+	}
+}
+
+// testReleaseStray has attempts logged that a node made before it became another one, while its entries wait to be freed.
+func testReleaseStray(s *suite) {
+	w, node, next := s.webhook(), s.node(), s.node()
+	a, b, c := s.event(), s.event(), s.event()
+	_, err := s.Commit(s.Context(), posthorn.Batch{Node: node, Events: []posthorn.NewEvent{
+		newEvent(a, leased(w)), newEvent(b, leased(w)), newEvent(c, leased(w)),
+	}})
+	s.check(err)
+	s.record(next, done(entryOf(w, b), start), retried(entryOf(w, c), start, start.Add(second)))
+	s.equal("webhooks due while they are held", s.due(start.Add(time.Hour)), []int64{})
+	s.release(node, start)
+	s.wantEntries(s.claim(next, start.Add(second), w), queued(entryOf(w, a)), at(entryOf(w, c), 2, start.Add(second)))
+	s.equal("the log", s.logged(w), []int{1, 1})
+}
+
 // testReleaseConcurrently has several nodes find the same dead one.
 func testReleaseConcurrently(s *suite) {
 	w := s.webhook()

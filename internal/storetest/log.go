@@ -255,3 +255,67 @@ func testDeliveryScan(s *suite) {
 	s.equal("whether it is capped", page.TotalCapped, true)
 	s.equal("total without a filter", s.log(w).Total, int64(rows))
 }
+
+// testDeliveryPagesOfFullScans has logs that are as long as one page may examine, or a row shorter or longer, and end in rows
+// that were pruned.
+func testDeliveryPagesOfFullScans(s *suite) {
+	w, other, node := s.webhook(), s.webhook(), s.node()
+	e := s.event()
+	s.accept(node, e, leased(w, other))
+	run := int64(0)
+	add := func(w posthorn.Webhook, n int, at time.Time) {
+		results := make([]posthorn.Result, n)
+		for i := range results {
+			attempt := *entryOf(w, e)
+			attempt.Run = run // as if each had been a run of its own
+			run++
+			results[i] = failed(&attempt, at)
+		}
+		s.record(node, results...)
+	}
+	check := func(want int) {
+		s.Helper()
+		for _, q := range []posthorn.DeliveryQuery{{EventType: "push"}, {EventType: "tag"}, {}} {
+			n := 0
+			q.RepoID, q.WebhookID, q.Limit = repo, w.ID, 1500
+			for pages := 1; ; pages++ {
+				page, err := s.Deliveries(s.Context(), q)
+				s.check(err)
+				if n += len(page.Items); page.Next == 0 {
+					break
+				}
+				if page.Next >= q.Before && q.Before != 0 || pages > 20 {
+					s.Fatalf("page %d goes on before %d after %d", pages, page.Next, q.Before)
+				}
+				q.Before = page.Next
+			}
+			if q.EventType == "tag" {
+				s.equal("deliveries of a type without any", n, 0)
+			} else {
+				s.equal("deliveries", n, want)
+			}
+		}
+	}
+	old := func(w posthorn.Webhook) { add(w, 3, start) }
+	late := func(w posthorn.Webhook, n int) {
+		for ; n > 0; n -= 50 { // with something old so often that Prune looks on
+			add(w, min(n, 50), start.Add(10*day))
+			add(other, 1, start)
+		}
+	}
+	old(w)
+	late(other, 2)
+	late(w, 5) // the others' rows are all that leads here
+	old(w)
+	late(other, posthorn.MaxScan+500)
+	old(w)
+	late(w, posthorn.MaxScan-15)
+	check(posthorn.MaxScan - 1)
+	late(w, 1)
+	check(posthorn.MaxScan)
+	late(w, 1)
+	check(posthorn.MaxScan + 1)
+	old(w)
+	s.prune(start.Add(5 * day))
+	check(posthorn.MaxScan + 1 - 9)
+}

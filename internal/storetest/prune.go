@@ -224,6 +224,105 @@ func testPruneOrder(s *suite) {
 	s.equal("the log", s.all(posthorn.DeliveryQuery{RepoID: repo, WebhookID: w.ID, Limit: 10}, 2), want)
 }
 
+// testPruneDeletedOrder has a deleted webhook's log with rows missing at its end and in between.
+func testPruneDeletedOrder(s *suite) {
+	w, other, node := s.webhook(), s.webhook(), s.node()
+	for _, days := range []int{0, 9, 1, 9, 2, 9} {
+		e := s.event()
+		e.CreatedAt = start.Add(-time.Duration(days) * day)
+		s.deliver(node, e, e.CreatedAt, w, other)
+	}
+	s.equal("rows pruned", s.prune(start.Add(-5*day)), 9) // 3 events, 6 deliveries
+	s.check(s.DeleteWebhook(s.Context(), repo, w.ID))
+	s.equal("rows that the webhook left behind", s.prune(start.Add(-5*day)), 3)
+	s.equal("the other's log", s.log(other).Total, int64(3))
+	s.equal("rows of the other's log", len(s.log(other).Items), 3)
+}
+
+// testPruneGaps has listings with rows missing everywhere, between those of others that are not.
+func testPruneGaps(s *suite) {
+	w, other, node := s.webhook(), s.webhook(), s.node()
+	elsewhere := s.webhookIn("another repo")
+	var want []string
+	for i, days := range []int{9, 9, 0, 9, 0, 0, 9, 9, 9, 0, 9, 0, 9, 9} {
+		e, theirs := s.event(), s.event()
+		e.CreatedAt = start.Add(-time.Duration(days) * day)
+		s.deliver(node, e, e.CreatedAt, w)
+		if days == 0 {
+			want = append([]string{e.ID}, want...)
+		}
+		theirs.RepoID = "another repo"
+		if theirs.CreatedAt = start; i%3 == 0 {
+			theirs.CreatedAt = start.Add(-9 * day)
+		}
+		s.deliver(node, theirs, theirs.CreatedAt, elsewhere)
+		s.deliver(node, s.event(), start.Add(-9*day), other)
+	}
+	from := s.log(w).Items
+	s.prune(start.Add(-5 * day))
+	for limit := 1; limit <= 7; limit++ {
+		for _, q := range []posthorn.DeliveryQuery{{}, {EventType: "push"}} {
+			q.RepoID, q.WebhookID, q.Limit = repo, w.ID, limit
+			s.equal(fmt.Sprintf("the log in pages of %d", limit), s.all(q, int64(len(want))), want)
+		}
+	}
+	s.equal("the log of a webhook without rows", s.log(other), posthorn.Page[posthorn.Delivery]{})
+	for _, d := range from { // from any place that a page may have ended at before
+		q := posthorn.DeliveryQuery{RepoID: repo, WebhookID: w.ID, Limit: 100, Before: d.Seq}
+		var below []string
+		for i := range want {
+			if e, err := s.Event(s.Context(), repo, want[i]); err == nil && s.seqOf(w, e.ID) < d.Seq {
+				below = append(below, e.ID)
+			}
+		}
+		if below == nil {
+			below = []string{}
+		}
+		s.equal("what is before a delivery", s.all(q, int64(len(want))), below)
+	}
+	q := posthorn.EventQuery{RepoID: repo, Limit: 1}
+	var events []string
+	for more := true; more; more = q.Before != 0 {
+		page, err := s.Events(s.Context(), q)
+		s.check(err)
+		for _, e := range page.Items {
+			if e.Deliveries == 1 && s.seqOf(w, e.ID) != 0 {
+				events = append(events, e.ID)
+			}
+		}
+		q.Before = page.Next
+	}
+	s.equal("the events", events, want)
+}
+
+// seqOf returns the number of an event's newest delivery to a webhook, zero where there is none.
+func (s *suite) seqOf(w posthorn.Webhook, event string) int64 {
+	s.Helper()
+	page, err := s.Deliveries(s.Context(), posthorn.DeliveryQuery{RepoID: w.RepoID, WebhookID: w.ID, EventID: event, Limit: 1})
+	s.check(err)
+	if len(page.Items) == 0 {
+		return 0
+	}
+	return page.Items[0].Seq
+}
+
+// testPruneSettled has entries that were settled long ago, while others that were accepted with them are still held. They are
+// in the way of nothing, and don't come back because the log has forgotten them.
+func testPruneSettled(s *suite) {
+	w, other, node := s.webhook(), s.webhook(), s.node()
+	delivered, fanOut, tried, held := s.event(), s.event(), s.event(), s.event()
+	_, err := s.Commit(s.Context(), posthorn.Batch{Node: node, Events: []posthorn.NewEvent{
+		newEvent(delivered, leased(w)), newEvent(fanOut, leased(w, other)), newEvent(tried, leased(w)), newEvent(held, leased(w)),
+	}})
+	s.check(err)
+	s.record(node, done(entryOf(w, delivered), start), done(entryOf(w, fanOut), start), retried(entryOf(w, tried), start, start))
+	s.record(node, done(s.claim(node, start, w)[0], start))
+	s.equal("rows pruned", s.prune(start.Add(4*day)), 6) // 2 events, 4 deliveries
+	s.equal("the log", s.log(w), posthorn.Page[posthorn.Delivery]{})
+	s.release(node, start)
+	s.wantEntries(s.claim(s.node(), start.Add(time.Hour), w, other), queued(entryOf(w, held)), queued(entryOf(other, fanOut)))
+}
+
 // testConcurrency has everything happen at once: nothing fails, and every event reaches its webhooks.
 func testConcurrency(s *suite) {
 	var webhooks []posthorn.Webhook

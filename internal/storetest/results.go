@@ -78,6 +78,26 @@ func testResultDropped(s *suite) {
 	s.equal("what can be pruned", s.prune(start.Add(time.Hour)), 1)
 }
 
+// testResultDroppedLater has entries that were put off, or retried, before they were dropped, while others that were accepted
+// with them are still held: they don't come back with these.
+func testResultDroppedLater(s *suite) {
+	w, node := s.webhook(), s.node()
+	putOff, tried, kept := s.event(), s.event(), s.event()
+	_, err := s.Commit(s.Context(), posthorn.Batch{Node: node, Events: []posthorn.NewEvent{
+		newEvent(putOff, leased(w)), newEvent(tried, leased(w)), newEvent(kept, leased(w)),
+	}})
+	s.check(err)
+	s.record(node, posthorn.Result{Entry: entryOf(w, putOff), RetryAt: start}, retried(entryOf(w, tried), start, start))
+	var dropped []posthorn.Result
+	for _, e := range s.claim(node, start, w) {
+		dropped = append(dropped, posthorn.Result{Entry: e})
+	}
+	s.equal("entries dropped", len(dropped), 2)
+	s.record(node, dropped...)
+	s.release(node, start)
+	s.wantEntries(s.claim(s.node(), start.Add(time.Hour), w), queued(entryOf(w, kept)))
+}
+
 // testResultFenced has results of a node that lost its lease before it recorded them.
 func testResultFenced(s *suite) {
 	w, other, slow := s.webhook(), s.webhook(), s.node()

@@ -33,16 +33,16 @@ func Run(t *testing.T, open func(t *testing.T) posthorn.Store) {
 		testClaimRace, testEnqueue, testEnqueueLeased, testEnqueueGone, testEnqueueRuns,
 
 		testLease, testReleaseNode, testReleaseExpired, testReleaseFanOut, testReleaseSettled, testReleaseSettledRetry,
-		testReleaseQueued, testReleaseLarge, testReleaseConcurrently,
+		testReleaseQueued, testReleaseLarge, testReleaseConcurrently, testReleaseBatches, testReleaseStray,
 
 		testResultDone, testResultRetry, testResultRetryAgain, testResultWithoutDelivery, testResultDropped, testResultFenced,
-		testResultOfAnotherNode, testResultTwice, testResultDeletedWebhook, testResultsOfOneEvent,
+		testResultOfAnotherNode, testResultTwice, testResultDeletedWebhook, testResultsOfOneEvent, testResultDroppedLater,
 
 		testDelivery, testDeliveryNotFound, testDeliveryPages, testDeliveryFilters, testDeliveryFilterByEvent,
-		testDeliveryFilterByPrunedEvent, testDeliveryPageBytes, testDeliveryScan,
+		testDeliveryFilterByPrunedEvent, testDeliveryPageBytes, testDeliveryScan, testDeliveryPagesOfFullScans,
 
 		testPrune, testPruneKeepsQueued, testPruneKeepsDeliveries, testPruneLateDelivery, testPruneBesideLateDelivery,
-		testPruneDeleted, testPruneMany, testPruneOrder,
+		testPruneDeleted, testPruneMany, testPruneOrder, testPruneDeletedOrder, testPruneGaps, testPruneSettled,
 
 		testConcurrency, testCancelled,
 	} {
