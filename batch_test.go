@@ -104,6 +104,10 @@ func TestDispatchBatchAllOrNone(t *testing.T) {
 			w.wantRefused(with(test.change), test.code, test.field)
 		}
 		w.wantRefused(nil, posthorn.CodeInvalid, "events")
+		conflict := posthorn.Event{ID: "known", RepoID: "r1", Type: "push", Payload: 1}
+		w.wantRefused([]posthorn.Event{conflict}, posthorn.CodeConflict, "events[0].eventId")
+		// The only one that anybody wants.
+		w.wantRefused([]posthorn.Event{{RepoID: "r1", Type: "issue", Payload: 1}, conflict}, posthorn.CodeConflict, "events[1].eventId")
 
 		// As many as there can be are not split: the last one decides about the first.
 		many := make([]posthorn.Event, posthorn.MaxBatch+1)
@@ -111,7 +115,7 @@ func TestDispatchBatchAllOrNone(t *testing.T) {
 			many[i] = pushEvent("r1", fmt.Sprint("many-", i))
 		}
 		w.wantRefused(many, posthorn.CodeInvalid, "events")
-		many[posthorn.MaxBatch-1] = posthorn.Event{ID: "known", RepoID: "r1", Type: "push", Payload: 1}
+		many[posthorn.MaxBatch-1] = conflict
 		w.wantRefused(many[:posthorn.MaxBatch], posthorn.CodeConflict, "events[999].eventId")
 
 		big := make([]posthorn.Event, 17)
