@@ -162,6 +162,9 @@ func (l *life) step(s step) {
 		}
 	case s.kind == "batch":
 		l.hear(node)
+		if s.wait == 0 {
+			lose(node, "Commit", s.n%2 == 0)
+		}
 		l.batchAt(node, 1+s.n)
 	case s.kind == "kill":
 		node.crash()
@@ -181,13 +184,7 @@ func (l *life) step(s step) {
 		pass(s.wait)
 		node.tamper(nil)
 	case s.kind == "uncertain":
-		call := []string{"Commit", "Claim", "Enqueue", "Release", "Lease"}[s.n%5]
-		node.tamper(once(func(do func() error) error {
-			if s.n%2 == 0 {
-				_ = do()
-			}
-			return errUncertain
-		}, call))
+		lose(node, []string{"Commit", "Claim", "Enqueue", "Release", "Lease"}[s.n%5], s.n%2 == 0)
 	case hook == nil || hook.deleted:
 	case s.kind == "redeliver":
 		page, err := node.Deliveries(ctx, posthorn.DeliveryQuery{RepoID: hook.RepoID, WebhookID: hook.ID, Limit: 5})
@@ -215,6 +212,16 @@ func (l *life) step(s step) {
 		hook.deleted, hook.by, hook.at, hook.sent = true, node, time.Now(), l.sentBy(hook, node, false)
 		l.changed[node] = time.Now()
 	}
+}
+
+// lose has the store lost in the middle of a node's next call, when that is done or not.
+func lose(node *world, call string, done bool) {
+	node.tamper(once(func(do func() error) error {
+		if done {
+			_ = do()
+		}
+		return errUncertain
+	}, call))
 }
 
 // up returns the node that a step is for, or the other one if that is down.
