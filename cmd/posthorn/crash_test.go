@@ -309,12 +309,12 @@ func (c *crash) post(path, body string, right func(answer []byte) bool) bool {
 			case <-ctx.Done():
 				return false
 			case <-time.After(patience):
-				c.t.Errorf("%s: %v, and the server was not killed", body, err)
+				c.t.Errorf("%.300s: %v, and the server was not killed", body, err)
 				return false
 			}
 		}
 		if answer.Status != http.StatusAccepted && answer.Status != http.StatusOK || !right(answer.Body) {
-			c.t.Errorf("%s was answered with %d: %s", body, answer.Status, answer.Body)
+			c.t.Errorf("%.300s was answered with %d: %.3000s", body, answer.Status, answer.Body)
 			return false
 		}
 		return true
