@@ -103,6 +103,12 @@ func TestDeliveryID(t *testing.T) {
 	if got != want {
 		t.Errorf("id %s, want %s", got, want)
 	}
+	long := *event
+	long.RepoID, long.ID = strings.Repeat("ré", 60), strings.Repeat("e", posthorn.MaxEventIDLength)
+	const wantLong = "018bcfe5-687b-78d8-b1ff-31f0ee8f8cef"
+	if got := posthorn.DeliveryID(&long, "0198c0de-0000-7000-8000-000000000001", 7, 3); got != wantLong {
+		t.Errorf("the id is %s where everything is long, want %s", got, wantLong)
+	}
 	other := *event
 	other.RepoID, other.ID = "r", "1e1"
 	for name, id := range map[string]string{

@@ -27,7 +27,8 @@ func (d *Dispatcher) Held() (entries, bytes int) {
 var MarshalPayload = marshalPayload
 
 const (
-	LeaseFor   = leaseFor
-	SweepEvery = sweepEvery
-	ProbeAfter = probeAfter
+	LeaseFor      = leaseFor
+	SweepEvery    = sweepEvery
+	ProbeAfter    = probeAfter
+	MaxEventDelay = maxEventDelay
 )

@@ -71,7 +71,7 @@ type acceptance struct {
 	receipt  Receipt
 }
 
-// batchError is what was wrong with one event of several, by its index in the submission.
+// batchError is what was wrong with one event of a submission, by its index.
 type batchError struct {
 	index int
 	error
@@ -85,7 +85,11 @@ func newGroupCommit(store Store, node func() int64) *groupCommit {
 func (g *groupCommit) accept(ctx context.Context, event *AcceptedEvent, trigger Trigger, webhooks []DueWebhook) (Receipt, error) {
 	s := &submission{one: [1]acceptance{{event: event, trigger: trigger, webhooks: webhooks}}}
 	s.events = s.one[:]
-	if err := g.submit(ctx, s); err != nil {
+	err := g.submit(ctx, s)
+	if e, ok := errors.AsType[batchError](err); ok {
+		err = e.error
+	}
+	if err != nil {
 		return Receipt{}, err
 	}
 	return s.one[0].receipt, nil
@@ -321,10 +325,7 @@ func (g *groupCommit) settle(s *submission, got []Acceptance, node int64) error 
 	for i := range got {
 		if err := got[i].Err; err != nil {
 			g.unreserve(s)
-			if len(s.events) > 1 {
-				err = batchError{i, err}
-			}
-			return err
+			return batchError{i, err}
 		}
 	}
 	for i := range s.events {

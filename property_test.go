@@ -76,7 +76,7 @@ type step struct {
 func drawStep(t *rapid.T) step {
 	return step{
 		kind: rapid.SampledFrom([]string{
-			"create", "dispatch", "dispatch", "dispatch", "dispatch", "wait", "wait", "redeliver", "pause", "resume", "delete",
+			"create", "dispatch", "dispatch", "dispatch", "batch", "batch", "wait", "wait", "redeliver", "pause", "resume", "delete",
 			"crash", "kill", "restart", "cut off", "uncertain",
 		}).Draw(t, "kind"),
 		node: rapid.IntRange(0, 1).Draw(t, "node"),
@@ -160,6 +160,12 @@ func (l *life) step(s step) {
 		for range s.n {
 			l.dispatchAt(node, repo)
 		}
+	case s.kind == "batch":
+		l.hear(node)
+		if s.wait == 0 {
+			lose(node, "Commit", s.n%2 == 0)
+		}
+		l.batchAt(node, 1+s.n)
 	case s.kind == "kill":
 		node.crash()
 		l.down[s.node] = l.down[s.node] || node == l.nodes[s.node]
@@ -178,13 +184,7 @@ func (l *life) step(s step) {
 		pass(s.wait)
 		node.tamper(nil)
 	case s.kind == "uncertain":
-		call := []string{"Commit", "Claim", "Enqueue", "Release", "Lease"}[s.n%5]
-		node.tamper(once(func(do func() error) error {
-			if s.n%2 == 0 {
-				_ = do()
-			}
-			return errUncertain
-		}, call))
+		lose(node, []string{"Commit", "Claim", "Enqueue", "Release", "Lease"}[s.n%5], s.n%2 == 0)
 	case hook == nil || hook.deleted:
 	case s.kind == "redeliver":
 		page, err := node.Deliveries(ctx, posthorn.DeliveryQuery{RepoID: hook.RepoID, WebhookID: hook.ID, Limit: 5})
@@ -212,6 +212,16 @@ func (l *life) step(s step) {
 		hook.deleted, hook.by, hook.at, hook.sent = true, node, time.Now(), l.sentBy(hook, node, false)
 		l.changed[node] = time.Now()
 	}
+}
+
+// lose has the store lost in the middle of a node's next call, when that is done or not.
+func lose(node *world, call string, done bool) {
+	node.tamper(once(func(do func() error) error {
+		if done {
+			_ = do()
+		}
+		return errUncertain
+	}, call))
 }
 
 // up returns the node that a step is for, or the other one if that is down.
@@ -256,17 +266,21 @@ func insist(f func() error) error {
 	}
 }
 
-func (l *life) dispatchAt(node *world, repo string) {
+// event makes an event and promises it to the webhooks that want it now. It returns how many these are.
+func (l *life) event(repo string) (e posthorn.Event, want int) {
 	l.events++
 	id := fmt.Sprint("e", l.events)
-	want := 0
 	for _, h := range l.hooks {
 		if h.RepoID == repo && !h.paused && !h.deleted {
 			want++
 			l.promised[[2]string{id, h.ID}] = true
 		}
 	}
-	event := posthorn.Event{ID: id, RepoID: repo, Type: "push", Payload: []byte(fmt.Sprintf(`{"id":%q}`, id))}
+	return posthorn.Event{ID: id, RepoID: repo, Type: "push", Payload: fmt.Appendf(nil, `{"id":%q}`, id)}, want
+}
+
+func (l *life) dispatchAt(node *world, repo string) {
+	event, want := l.event(repo)
 	var got posthorn.Receipt
 	dispatch := func() (err error) { got, err = node.Dispatch(l.t.Context(), event); return err }
 	err := insist(dispatch)
@@ -274,7 +288,40 @@ func (l *life) dispatchAt(node *world, repo string) {
 		err = insist(dispatch)
 	}
 	if err != nil || got.Deliveries != want {
-		l.problem("event %s was accepted for %d webhooks, want %d: %v", id, got.Deliveries, want, err)
+		l.problem("event %s was accepted for %d webhooks, want %d: %v", event.ID, got.Deliveries, want, err)
+	}
+}
+
+// batchAt dispatches events of both repos together. When nobody knows whether they were accepted, all were or none.
+func (l *life) batchAt(node *world, n int) {
+	events, want := make([]posthorn.Event, n), make([]int, n)
+	for i := range events {
+		events[i], want[i] = l.event(fmt.Sprint("r", i%2))
+	}
+	var got []posthorn.Receipt
+	dispatch := func() (err error) { got, err = node.DispatchBatch(l.t.Context(), events); return err }
+	err := insist(dispatch)
+	if posthorn.ErrorCode(err) == posthorn.CodeUncertain {
+		err = insist(dispatch)
+	}
+	if err != nil {
+		l.problem("the batch from event %s on: %v", events[0].ID, err)
+		return
+	}
+	duplicates, wanted := 0, 0
+	for i, r := range got {
+		if r.EventID != events[i].ID || r.Deliveries != want[i] {
+			l.problem("the receipt of event %s is %+v, want %d webhooks", events[i].ID, r, want[i])
+		}
+		if want[i] > 0 {
+			wanted++
+		}
+		if r.Duplicate {
+			duplicates++
+		}
+	}
+	if duplicates != 0 && duplicates != wanted {
+		l.problem("of the %d events from %s on, %d had been accepted", wanted, events[0].ID, duplicates)
 	}
 }
 

@@ -164,3 +164,52 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+func FuzzDecodeList(f *testing.F) {
+	for _, body := range []string{
+		`{"events":[]}`, ` { "events" : [ { "eventType" : "push" , "payload" : [ 1 , "]" ] } , {"payload":{},"eventType":"","eventId":"\u0031"} ] } `,
+		`{"events":[{"eventType":"push","payload":1}],"events":[]}`, `{"events":[1]}`, `{"events":[{}]}`, `{"events":{}}`, `{"events":null}`,
+		`{"\u0065vents":[{"eventType":"a\\","payload":"\\\""}]}`, `{"events":[{"eventType":"push","payload":-0},]}`,
+	} {
+		f.Add([]byte(body))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		got, err := decode[newEventsJSON](body)
+		if err != nil {
+			if p := problemFor(err); p.Status != http.StatusBadRequest && p.Status != http.StatusUnprocessableEntity || p.Detail == "" {
+				t.Errorf("%+v", p)
+			}
+			return
+		}
+		var want struct{ Events []map[string]json.RawMessage }
+		if err := json.Unmarshal(body, &want); err != nil || len(want.Events) != len(got.Events) {
+			t.Fatalf("%d events from %q, want %d, %v", len(got.Events), body, len(want.Events), err)
+		}
+		for i, e := range got.Events {
+			again := map[string]json.RawMessage{"payload": e.Payload}
+			again["eventType"], _ = json.Marshal(e.EventType)
+			if e.EventID != nil {
+				again["eventId"], _ = json.Marshal(*e.EventID)
+			}
+			if diff := cmp.Diff(values(t, want.Events[i]), values(t, again)); diff != "" || !bytes.Equal(want.Events[i]["payload"], e.Payload) {
+				t.Errorf("%q became (-want +got):\n%s", body, diff)
+			}
+		}
+	})
+}
+
+// values returns the values of an object as encoding/json reads them.
+func values(t *testing.T, object map[string]json.RawMessage) map[string]any {
+	t.Helper()
+	got := map[string]any{}
+	for name, raw := range object {
+		dec := json.NewDecoder(bytes.NewReader(raw))
+		dec.UseNumber()
+		var value any
+		if err := dec.Decode(&value); err != nil {
+			t.Fatal(err)
+		}
+		got[name] = value
+	}
+	return got
+}

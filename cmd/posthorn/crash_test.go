@@ -43,8 +43,11 @@ func TestCrash(t *testing.T) {
 		h.id = in(t, c.server).inRepo("r").hook(c.receiver.URL+"/"+h.name, strings.Join(h.types, ","), h.secret)
 	}
 	t.Cleanup(c.publishers.Wait) // they end with the test's context at the latest
-	for p := range 8 {
+	for p := range 6 {
 		c.publishers.Go(func() { c.publish(p) })
+	}
+	for p := range 2 {
+		c.publishers.Go(func() { c.publishBatches(p) })
 	}
 	for range rounds {
 		c.killAtAnyMoment()
@@ -57,7 +60,7 @@ func TestCrash(t *testing.T) {
 	}
 	c.stopping.Store(true)
 	c.publishers.Wait()
-	t.Logf("%d events were acknowledged, after %d posts that failed", len(c.events), c.broken.Load())
+	t.Logf("%d events were acknowledged, after %d posts that failed; of %d such batches everything was there", len(c.events), c.broken.Load(), c.again.Load())
 
 	eventually(t, c.missing)
 	for _, h := range c.hooks {
@@ -111,6 +114,7 @@ type crash struct {
 	publishers sync.WaitGroup
 	stopping   atomic.Bool
 	broken     atomic.Int64 // posts that failed, because the server was killed
+	again      atomic.Int64 // batches that had been accepted before such a post failed
 	answered   fuse         // burns with the first byte of each answer to a post
 	arrived    fuse         // burns with each arrival
 
@@ -209,28 +213,82 @@ func (c *crash) killAtAnyMoment() {
 // publish posts events until it is to stop, each until it is acknowledged.
 func (c *crash) publish(p int) {
 	for n := 0; !c.stopping.Load(); n++ {
-		id := fmt.Sprintf("p%d-%d", p, n)
-		e := crashEvent{eventType: "push", payload: fmt.Sprintf(`{ "id":%q,  "n": %d.0}`, id, n)}
-		if n%4 == 0 {
-			e.eventType = "issue"
-		}
-		c.mu.Lock()
-		c.events[id] = e
-		c.mu.Unlock()
-		if !c.post(id, e) {
+		id, e := c.event(fmt.Sprintf("p%d", p), n)
+		want := receipt{EventID: id, Deliveries: c.wanting(e)}
+		posted := c.post("/events", eventJSON(e.eventType, id, e.payload), func(body []byte) bool {
+			var got receipt
+			return json.Unmarshal(body, &got) == nil && got == want
+		})
+		if !posted {
 			return
 		}
 	}
 }
 
-// post posts an event until it is acknowledged. An error is fine if the server has been killed, and only then.
-func (c *crash) post(id string, e crashEvent) bool {
-	want := receipt{EventID: id}
-	for _, h := range c.hooks {
-		if h.subscribes(e.eventType) {
-			want.Deliveries++
+// publishBatches posts batches until it is to stop, each until it is acknowledged. What a kill left of one is all or nothing.
+func (c *crash) publishBatches(p int) {
+	const size = 20
+	for n := 0; !c.stopping.Load(); n += size {
+		var items []string
+		var want []batchReceipt
+		for i := range size {
+			id, e := c.event(fmt.Sprintf("b%d", p), n+i)
+			items = append(items, eventJSON(e.eventType, id, e.payload))
+			want = append(want, batchReceipt{EventID: id, Deliveries: c.wanting(e)})
+		}
+		posted := c.post("/events:batch", `{"events":[`+strings.Join(items, ",")+`]}`, func(body []byte) bool {
+			var got struct{ Events []batchReceipt }
+			if err := json.Unmarshal(body, &got); err != nil || len(got.Events) != size {
+				return false
+			}
+			again := got.Events[0].Duplicate
+			for i := range want {
+				want[i].Duplicate = again
+			}
+			if again {
+				c.again.Add(1)
+			}
+			return slices.Equal(got.Events, want)
+		})
+		if !posted {
+			return
 		}
 	}
+}
+
+// batchReceipt is the answer for one event of a batch.
+type batchReceipt struct {
+	EventID    string
+	Deliveries int
+	Duplicate  bool
+}
+
+// event makes the n-th event of a publisher.
+func (c *crash) event(publisher string, n int) (id string, e crashEvent) {
+	id = fmt.Sprintf("%s-%d", publisher, n)
+	e = crashEvent{eventType: "push", payload: fmt.Sprintf(`{ "id":%q,  "n": %d.0}`, id, n)}
+	if n%4 == 0 {
+		e.eventType = "issue"
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.events[id] = e
+	return id, e
+}
+
+// wanting is how many webhooks want an event.
+func (c *crash) wanting(e crashEvent) (n int) {
+	for _, h := range c.hooks {
+		if h.subscribes(e.eventType) {
+			n++
+		}
+	}
+	return n
+}
+
+// post posts a body until it is acknowledged, with an answer that is right. An error is fine if the server has been killed, and
+// only then.
+func (c *crash) post(path, body string, right func(answer []byte) bool) bool {
 	ctx := httptrace.WithClientTrace(c.t.Context(), &httptrace.ClientTrace{GotFirstResponseByte: c.answered.burn})
 	for {
 		s, changed := c.where.get()
@@ -242,7 +300,7 @@ func (c *crash) post(id string, e crashEvent) bool {
 				return false
 			}
 		}
-		answer, err := s.send(ctx, "POST", "/api/v1/repos/r/events", strings.NewReader(eventJSON(e.eventType, id, e.payload)))
+		answer, err := s.send(ctx, "POST", "/api/v1/repos/r"+path, strings.NewReader(body))
 		if err != nil {
 			c.broken.Add(1)
 			select {
@@ -251,14 +309,12 @@ func (c *crash) post(id string, e crashEvent) bool {
 			case <-ctx.Done():
 				return false
 			case <-time.After(patience):
-				c.t.Errorf("event %s: %v, and the server was not killed", id, err)
+				c.t.Errorf("%.300s: %v, and the server was not killed", body, err)
 				return false
 			}
 		}
-		var got receipt
-		err = json.Unmarshal(answer.Body, &got)
-		if err != nil || answer.Status != http.StatusAccepted && answer.Status != http.StatusOK || got != want {
-			c.t.Errorf("event %s was answered with %d: %s", id, answer.Status, answer.Body)
+		if answer.Status != http.StatusAccepted && answer.Status != http.StatusOK || !right(answer.Body) {
+			c.t.Errorf("%.300s was answered with %d: %.3000s", body, answer.Status, answer.Body)
 			return false
 		}
 		return true

@@ -166,14 +166,7 @@ func (n *nodes) publish(publishers int, every time.Duration, giveUp bool) {
 			tick := time.NewTicker(every)
 			defer tick.Stop()
 			for k := 0; !n.stopping.Load(); k++ {
-				id := fmt.Sprintf("p%d-%d", p, k)
-				e := crashEvent{eventType: "push", payload: fmt.Sprintf(`{ "id":%q,  "n": %d.0}`, id, k)}
-				if k%4 == 0 {
-					e.eventType = "issue"
-				}
-				n.mu.Lock()
-				n.events[id] = e
-				n.mu.Unlock()
+				id, e := n.event(fmt.Sprintf("p%d", p), k)
 				if !n.postAnywhere(rng, id, e, giveUp) {
 					return
 				}
