@@ -117,7 +117,15 @@ CREATE TABLE nodes (
     ended       boolean     NOT NULL DEFAULT false -- its entries are being freed
 ) WITH (fillfactor = 50);
 
--- Counts, so that no total is a scan. A row is a difference, and a total is their sum: nobody updates a row that others wait
+-- Counts, so that no total is a scan.
+
+-- Of a repo's webhooks, and of all repos' as repo "". Changes to webhooks wait for each other anyway (see changes).
+CREATE TABLE webhook_counts (
+    repo_id  text   COLLATE "C" PRIMARY KEY,
+    webhooks bigint NOT NULL
+);
+
+-- Of what commits write. A row is a difference, and a total is their sum: nobody updates a row that others wait
 -- for. Prune folds them together.
 CREATE TABLE repo_counts (
     repo_id text    COLLATE "C" NOT NULL,
