@@ -13,16 +13,29 @@ const (
 	maxChanges  = 1000
 )
 
-// changed records that a webhook was created, changed or deleted. It comes last in a transaction: from here to its COMMIT it
-// holds the lock that makes the order of versions that of commits, and other changes wait.
-func (s *Store) changed(ctx context.Context, t *transaction, webhook int64, repoID string) error {
+// changed records that a webhook was created (by how many there are more: 1), changed (0) or deleted (-1). It comes last in a
+// transaction: from here to its COMMIT it holds the lock that makes the order of versions that of commits, and other changes
+// wait.
+func (s *Store) changed(ctx context.Context, t *transaction, webhook int64, repoID string, more int64) error {
 	return t.run(ctx, func(b *batch) {
 		b.queue(`WITH new AS (UPDATE posthorn.counters SET last = last + 1 WHERE name = 'change' RETURNING last),
 			old AS (DELETE FROM posthorn.changes USING new WHERE version <= new.last - $3)
 			INSERT INTO posthorn.changes (version, webhook, repo_id) SELECT last, $1, $2 FROM new`, webhook, repoID, int64(keptChanges))
+		if more != 0 {
+			b.queue(countWebhooks, repoID, more)
+			b.queue(countWebhooks, allRepos, more)
+			b.queue("DELETE FROM posthorn.webhook_counts WHERE repo_id = $1 AND webhooks = 0", repoID)
+		}
 		b.queue("SELECT pg_notify($1, $2)", s.schema, changedPayload)
 	})
 }
+
+// allRepos stands for all repos together, as in [posthorn.WebhookQuery]. No repo is called that.
+const allRepos = ""
+
+// countWebhooks changes the number of a repo's webhooks. Whoever does it has the lock of changed, so nobody waits for it.
+const countWebhooks = `INSERT INTO posthorn.webhook_counts (repo_id, webhooks) VALUES ($1, $2)
+	ON CONFLICT (repo_id) DO UPDATE SET webhooks = webhook_counts.webhooks + excluded.webhooks`
 
 // Changes implements [posthorn.Store].
 func (s *Store) Changes(ctx context.Context, since int64) (posthorn.Changes, error) {

@@ -12,7 +12,7 @@ import (
 )
 
 // Commit implements [posthorn.Store]. It takes two round trips, of which the second is the COMMIT, unless something in the
-// batch was there already. Where a group is at fault all is rolled back and done again without it.
+// batch was there already, or entries that could be promises are none. Where a group is at fault all is rolled back and done again without it.
 func (s *Store) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Acceptance, error) {
 	r, err := encodeResults(b.Results)
 	if err != nil {
@@ -75,7 +75,8 @@ func writeBatch(ctx context.Context, t *transaction, node int64, a *newEvents, r
 		r.queued.settle(q, node)
 		r.log(q)
 	})
-	others := r.kept < len(r.promised.events) // that are in the queue, or settled already
+	// Those in the queue are of events that not all webhooks had room for. Others are settled already, or somebody else's.
+	others := r.kept < len(r.promised.events)
 	if err != nil || len(a.repeated) == 0 && !r.unlogged() && !others {
 		return err
 	}

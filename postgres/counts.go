@@ -7,6 +7,14 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
+// Sums over new and folded rows have to say that they want both: their index begins with that.
+const (
+	newAndFolded  = "folded = ANY ('{false,true}')"
+	totalOfEvents = "SELECT coalesce(sum(events), 0)::bigint FROM posthorn.repo_counts WHERE repo_id = $1 AND " + newAndFolded
+	totalsOfLog   = `SELECT coalesce(sum(succeeded), 0)::bigint, coalesce(sum(failed), 0)::bigint
+		FROM posthorn.delivery_counts WHERE webhook = $1 AND ` + newAndFolded
+)
+
 // foldChunk is how many new rows are folded in one transaction.
 const foldChunk = 5000
 
@@ -17,7 +25,7 @@ const (
 			SELECT repo_id FROM posthorn.repo_counts WHERE NOT folded ORDER BY repo_id LIMIT $1
 		), rows AS MATERIALIZED (
 			SELECT r.place FROM (SELECT DISTINCT repo_id FROM new) k CROSS JOIN LATERAL (
-				SELECT c.ctid AS place FROM posthorn.repo_counts c WHERE c.repo_id = k.repo_id FOR UPDATE SKIP LOCKED) r
+				SELECT c.ctid AS place FROM posthorn.repo_counts c WHERE c.repo_id = k.repo_id AND ` + newAndFolded + ` FOR UPDATE SKIP LOCKED) r
 		), gone AS (
 			DELETE FROM posthorn.repo_counts WHERE ctid = ANY (ARRAY(SELECT place FROM rows)) RETURNING repo_id, events
 		), sums AS (
@@ -29,7 +37,7 @@ const (
 			SELECT webhook, day FROM posthorn.delivery_counts WHERE NOT folded ORDER BY webhook, day LIMIT $1
 		), rows AS MATERIALIZED (
 			SELECT r.place FROM (SELECT DISTINCT webhook, day FROM new) k CROSS JOIN LATERAL (
-				SELECT c.ctid AS place FROM posthorn.delivery_counts c WHERE c.webhook = k.webhook AND c.day = k.day FOR UPDATE SKIP LOCKED) r
+				SELECT c.ctid AS place FROM posthorn.delivery_counts c WHERE c.webhook = k.webhook AND c.day = k.day AND ` + newAndFolded + ` FOR UPDATE SKIP LOCKED) r
 		), gone AS (
 			DELETE FROM posthorn.delivery_counts WHERE ctid = ANY (ARRAY(SELECT place FROM rows))
 			RETURNING webhook, day, recorded, succeeded, failed

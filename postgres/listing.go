@@ -199,9 +199,7 @@ func (l *listing) total(ctx context.Context, log, filtered condition) error {
 	if filters == 0 || filters == 1 && l.q.Success != nil {
 		var succeeded, failed int64
 		err := l.t.run(ctx, func(b *batch) {
-			b.queue(`SELECT coalesce(sum(succeeded), 0)::bigint, coalesce(sum(failed), 0)::bigint
-				FROM posthorn.delivery_counts WHERE webhook = $1`, l.webhook).
-				QueryRow(func(row pgx.Row) error { return row.Scan(&succeeded, &failed) })
+			b.queue(totalsOfLog, l.webhook).QueryRow(func(row pgx.Row) error { return row.Scan(&succeeded, &failed) })
 		})
 		if err != nil {
 			return err

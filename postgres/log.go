@@ -43,8 +43,7 @@ func (s *Store) Events(ctx context.Context, q posthorn.EventQuery) (page posthor
 	limit := pageLimit(q.Limit)
 	err = s.read(ctx, func(ctx context.Context, t *transaction) error {
 		err := t.run(ctx, func(b *batch) {
-			b.queue("SELECT coalesce(sum(events), 0)::bigint FROM posthorn.repo_counts WHERE repo_id = $1", q.RepoID).
-				QueryRow(func(row pgx.Row) error { return row.Scan(&page.Total) })
+			b.queue(totalOfEvents, q.RepoID).QueryRow(func(row pgx.Row) error { return row.Scan(&page.Total) })
 			b.queue(selectEvents, q.RepoID, before(q.Before), limit+1).Query(func(rows pgx.Rows) error {
 				budget := pageBudget{}
 				for rows.Next() {

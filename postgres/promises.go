@@ -27,7 +27,9 @@ const (
 
 // promised reports whether the entries of an event become promises.
 func promised(b *posthorn.Batch, e *posthorn.NewEvent) bool {
-	if b.Node == 0 || e.Trigger != posthorn.TriggerAutomatic || len(e.Targets) > maxPromised {
+	// What Deliveries says is all that is known of an event when its results are recorded.
+	many := max(len(e.Targets), e.Event.Deliveries) > maxPromised
+	if b.Node == 0 || e.Trigger != posthorn.TriggerAutomatic || many {
 		return false
 	}
 	for i, t := range e.Targets {
@@ -47,15 +49,16 @@ func lockPromises(q *batch, node int64) {
 }
 
 // keepPromises takes the rows of some blocks, and writes them anew without the entries that are settled. Those that are due
-// again go into the queue. It returns how many of the entries the node had promised.
+// again go into the queue. It returns how many of the entries the node had promised. The rows are all unpacked before they are
+// joined: otherwise what is given would be read anew for each of them.
 const keepPromises = `WITH given AS MATERIALIZED (
 		SELECT * FROM unnest($2::bigint[], $3::bigint[], $4::timestamptz[], $5::int[]) AS g (event, webhook, retry_at, next)
 	), gone AS (
 		DELETE FROM posthorn.promises WHERE block = ANY ($6::bigint[]) AND node = $1 RETURNING block, events, webhooks
 	), entries AS MATERIALIZED (
-		SELECT gone.block, p.event, p.webhook, g.event IS NOT NULL AS settled, g.retry_at, g.next
-		FROM gone CROSS JOIN LATERAL unnest(gone.events, gone.webhooks) AS p (event, webhook)
-		LEFT JOIN given g ON g.event = p.event AND g.webhook = p.webhook
+		SELECT held.*, g.event IS NOT NULL AS settled, g.retry_at, g.next
+		FROM (SELECT block, unnest(events) AS event, unnest(webhooks) AS webhook FROM gone OFFSET 0) held
+		LEFT JOIN given g USING (event, webhook)
 	), kept AS (
 		INSERT INTO posthorn.promises (block, node, events, webhooks)
 		SELECT block, $1, array_agg(event), array_agg(webhook) FROM entries WHERE NOT settled GROUP BY block

@@ -84,7 +84,7 @@ func (s *Store) pruneDeleted(ctx context.Context) (int, error) {
 		}
 		err = s.write(ctx, func(ctx context.Context, t *transaction) error {
 			return t.run(ctx, func(b *batch) {
-				b.queue("DELETE FROM posthorn.delivery_counts WHERE webhook = $1", webhook)
+				b.queue("DELETE FROM posthorn.delivery_counts WHERE webhook = $1 AND "+newAndFolded, webhook)
 				b.queue("DELETE FROM posthorn.webhooks WHERE seq = $1 AND deleted", webhook)
 			})
 		})

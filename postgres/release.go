@@ -58,8 +58,8 @@ func (s *Store) Release(ctx context.Context, node int64, now time.Time) (int, er
 }
 
 // releaseNode frees the entries of a node whose lease has ended. Nothing can be leased to it any more, so that one pass over
-// its promises and one over the queue find them all: until they are freed they stay where they are. The node's row goes last: whatever interrupts this,
-// the next Release goes on with it. It reports false when another call was faster.
+// its promises and one over the queue find them all: until they are freed they stay where they are. The node's row goes last:
+// whatever interrupts this, the next Release goes on with it. It reports false when another call was faster.
 func (s *Store) releaseNode(ctx context.Context, node int64) (bool, error) {
 	if err := s.releasePromises(ctx, node); err != nil {
 		return false, err

@@ -170,7 +170,7 @@ func (r *results) addEntries() {
 			next++
 		}
 		c := &r.queued
-		if !e.Queued && e.Run == 0 && e.Attempt == 1 {
+		if !e.Queued && e.Run == 0 && e.Attempt == 1 && e.Event.Deliveries <= maxPromised {
 			c = &r.promised
 		}
 		r.entry[i] = entryRef{c, len(c.events)}

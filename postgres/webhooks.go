@@ -38,7 +38,7 @@ func (s *Store) CreateWebhook(ctx context.Context, w *posthorn.Webhook) error {
 		if seq == 0 {
 			return posthorn.Errorf(posthorn.CodeConflict, "there is a webhook %s already", w.ID)
 		}
-		return s.changed(ctx, t, seq, w.RepoID)
+		return s.changed(ctx, t, seq, w.RepoID, 1)
 	})
 	if err == nil {
 		w.Seq = seq
@@ -75,7 +75,7 @@ func (s *Store) UpdateWebhook(ctx context.Context, repoID, id string, change fun
 		if err != nil {
 			return err
 		}
-		return s.changed(ctx, t, w.Seq, w.RepoID)
+		return s.changed(ctx, t, w.Seq, w.RepoID, 0)
 	})
 	switch {
 	case changeErr != nil:
@@ -101,7 +101,7 @@ func (s *Store) DeleteWebhook(ctx context.Context, repoID, id string) error {
 		if err != nil {
 			return err
 		}
-		return s.changed(ctx, t, seq, repoID)
+		return s.changed(ctx, t, seq, repoID, -1)
 	})
 }
 
@@ -114,25 +114,32 @@ func (s *Store) Webhook(ctx context.Context, repoID, id string) (w posthorn.Webh
 	return w, err
 }
 
+const totalOfWebhooks = "SELECT coalesce((SELECT webhooks FROM posthorn.webhook_counts WHERE repo_id = $1), 0)"
+
+// Each reads a page of webhooks. Those of one repo are not selected by an equality for the same reason as in selectEvents.
+const (
+	selectWebhooks = "SELECT " + webhookColumns + ` FROM posthorn.webhooks WHERE NOT deleted AND seq > $2
+		ORDER BY seq LIMIT $1::bigint`
+	selectWebhooksOf = "SELECT " + webhookColumns + ` FROM posthorn.webhooks
+		WHERE NOT deleted AND (repo_id, seq) > ($3, $2) AND repo_id <= $3 ORDER BY repo_id, seq LIMIT $1::bigint`
+)
+
 // Webhooks implements [posthorn.Store].
 func (s *Store) Webhooks(ctx context.Context, q posthorn.WebhookQuery) (page posthorn.Page[posthorn.Webhook], err error) {
 	if !storable(q.RepoID) {
 		return page, nil
 	}
-	where, args := "NOT deleted", []any{}
-	if q.RepoID != "" {
-		where, args = where+" AND repo_id = $1", append(args, q.RepoID)
+	list, args := selectWebhooks, []any{q.After}
+	if q.RepoID != allRepos {
+		list, args = selectWebhooksOf, append(args, q.RepoID)
 	}
-	list := fmt.Sprintf("SELECT %s FROM posthorn.webhooks WHERE %s AND seq > $%d ORDER BY seq LIMIT $%d",
-		webhookColumns, where, len(args)+1, len(args)+2)
 	var rows any // no limit
 	if q.Limit > 0 {
 		rows = q.Limit + 1 // one row more than the page's tells whether there is another page
 	}
 	err = s.get(ctx, func(b *batch) {
-		b.queue("SELECT count(*) FROM posthorn.webhooks WHERE "+where, args...).
-			QueryRow(func(row pgx.Row) error { return row.Scan(&page.Total) })
-		b.queue(list, append(args, q.After, rows)...).Query(func(rows pgx.Rows) error {
+		b.queue(totalOfWebhooks, q.RepoID).QueryRow(func(row pgx.Row) error { return row.Scan(&page.Total) })
+		b.queue(list, append([]any{rows}, args...)...).Query(func(rows pgx.Rows) error {
 			for rows.Next() {
 				if q.Limit > 0 && len(page.Items) == q.Limit {
 					page.Next = page.Items[q.Limit-1].Seq

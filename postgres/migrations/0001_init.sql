@@ -117,15 +117,22 @@ CREATE TABLE nodes (
     ended       boolean     NOT NULL DEFAULT false -- its entries are being freed
 ) WITH (fillfactor = 50);
 
--- Counts, so that no total is a scan. A row is a difference, and a total is their sum: nobody updates a row that others wait
--- for. Prune folds them together.
+-- Counts, so that no total is a scan.
+
+-- Of a repo's webhooks, and of all repos' as repo "". Changes to webhooks wait for each other anyway (see changes).
+CREATE TABLE webhook_counts (
+    repo_id  text   COLLATE "C" PRIMARY KEY,
+    webhooks bigint NOT NULL
+);
+
+-- Of what commits write. A row is a difference, and a total is their sum: nobody updates a row that others wait
+-- for. Prune folds them together, and finds the new ones at one end of the index.
 CREATE TABLE repo_counts (
     repo_id text    COLLATE "C" NOT NULL,
     events  bigint  NOT NULL,
     folded  boolean NOT NULL DEFAULT false
 ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
-CREATE INDEX repo_counts_by_repo ON repo_counts (repo_id);
-CREATE INDEX repo_counts_unfolded ON repo_counts (repo_id) WHERE NOT folded;
+CREATE INDEX repo_counts_by_repo ON repo_counts (folded, repo_id);
 
 CREATE TABLE delivery_counts (
     webhook   bigint  NOT NULL,
@@ -135,9 +142,8 @@ CREATE TABLE delivery_counts (
     failed    bigint  NOT NULL,
     folded    boolean NOT NULL DEFAULT false
 ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
-CREATE INDEX delivery_counts_by_webhook ON delivery_counts (webhook, day);
+CREATE INDEX delivery_counts_by_webhook ON delivery_counts (folded, webhook, day);
 CREATE INDEX delivery_counts_by_day ON delivery_counts (day, recorded);
-CREATE INDEX delivery_counts_unfolded ON delivery_counts (webhook, day) WHERE NOT folded;
 
 CREATE TABLE settings (
     name  text PRIMARY KEY,
