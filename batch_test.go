@@ -8,7 +8,6 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -192,47 +191,6 @@ func TestDispatchBatchesAtOnce(t *testing.T) {
 		if n := len(w.seen("")); n != 3*winners+batches {
 			t.Errorf("%d were sent, want %d", n, 3*winners+batches)
 		}
-	})
-}
-
-// Events wait for as many as were in the batch before, and not for long. Where there were few they don't wait.
-func TestEventsGather(t *testing.T) {
-	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
-		w.webhook("r1", "https://one.example/", "push")
-		const many = 10
-		events := 0
-		batch := func() {
-			t.Helper()
-			var batch []posthorn.Event
-			for range many {
-				events++
-				batch = append(batch, pushEvent("r1", fmt.Sprint("e", events)))
-			}
-			if _, err := w.DispatchBatch(t.Context(), batch); err != nil {
-				t.Fatal(err)
-			}
-		}
-		waits := func(n int, want time.Duration) {
-			t.Helper()
-			start := time.Now()
-			var dispatching sync.WaitGroup
-			for range n {
-				events++
-				id := fmt.Sprint("e", events)
-				dispatching.Go(func() { w.dispatch("r1", id) })
-			}
-			dispatching.Wait()
-			if took := time.Since(start); took != want {
-				t.Errorf("%d events waited for %v, want %v", n, took, want)
-			}
-		}
-		waits(1, 0)
-		batch()
-		waits(1, posthorn.MaxEventDelay)
-		waits(1, 0)
-		batch()
-		waits(many, 0)
-		waits(many-1, posthorn.MaxEventDelay)
 	})
 }
 

@@ -27,8 +27,7 @@ func (d *Dispatcher) Held() (entries, bytes int) {
 var MarshalPayload = marshalPayload
 
 const (
-	LeaseFor      = leaseFor
-	SweepEvery    = sweepEvery
-	ProbeAfter    = probeAfter
-	MaxEventDelay = maxEventDelay
+	LeaseFor   = leaseFor
+	SweepEvery = sweepEvery
+	ProbeAfter = probeAfter
 )

@@ -10,10 +10,10 @@ import (
 const (
 	// Results may wait this long for company; what was promised is durable without them.
 	maxResultDelay = 20 * time.Millisecond
-	// Events wait this long where the batch before had some number of them, in the hope of as many again: those who got their
-	// answer are about to come back. It makes the batches larger, and so each event cheaper, under load.
-	maxEventDelay = 10 * time.Millisecond
-	someEvents    = 8
+	// Submissions wait this long where the batch before had some number of them, in the hope of as many again: those who got
+	// their answer are about to come back. It makes the batches larger, and so each event cheaper, under load.
+	maxEventDelay   = 10 * time.Millisecond
+	someSubmissions = 8
 	// slowCommit is how long a commit may take before no more attempts start: as long as their results can't be recorded
 	// they would have to be made again if the node died, or lost its lease.
 	slowCommit = time.Second
@@ -47,7 +47,7 @@ type groupCommit struct {
 	waiting []*submission
 	events  int  // of those
 	bytes   int  // of the events' payloads
-	enough  int  // events that are worth a commit at once
+	enough  int  // submissions that are worth a commit at once
 	alone   bool // results are to be tried without events, one of which may be at fault
 	ended   bool // nobody commits any more
 	// results are those that wait to be committed; the scheduler's limit of unrecorded ones bounds them.
@@ -129,7 +129,7 @@ func (g *groupCommit) add(s *submission) error {
 	g.waiting = append(g.waiting, s)
 	g.events += len(s.events)
 	g.bytes += s.bytes
-	if len(g.waiting) == 1 || g.events >= g.enough {
+	if len(g.waiting) == 1 || len(g.waiting) >= g.enough {
 		g.wake()
 	}
 	return nil
@@ -193,7 +193,7 @@ func (g *groupCommit) run(ctx context.Context) {
 func (g *groupCommit) urgent() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return len(g.waiting) > 0 && g.events >= g.enough || len(g.results) >= enoughResults
+	return len(g.waiting) > 0 && len(g.waiting) >= g.enough || len(g.results) >= enoughResults
 }
 
 func (g *groupCommit) hasEvents() bool {
@@ -273,9 +273,10 @@ func (g *groupCommit) commit() (more bool, err error) {
 	slow.Stop()
 	g.mu.Lock()
 	committing = false
-	g.enough = 0
-	if events >= someEvents {
-		g.enough = events
+	if n := len(submissions); n >= someSubmissions {
+		g.enough = n
+	} else if n > 0 {
+		g.enough = 0
 	}
 	g.sched.block(err != nil && len(results) > 0) // these are tried again until it works, which ends it
 	g.mu.Unlock()
