@@ -319,9 +319,9 @@ func testNodeCutOff(t *testing.T, silently bool) {
 	database := pgtest.URL(t)
 	migrateNodes(t, database)
 	proxy, proxied := newToxiproxy(t, database)
-	const timeout = "5m" // the requests stay in flight all the while
-	cutOff := startNode(t, proxied, slices.Concat(allowLoopback, []string{"--timeout", timeout})...)
-	other := startNode(t, database, slices.Concat(allowLoopback, []string{"--timeout", timeout})...)
+	// The requests stay in flight all the while.
+	flags := slices.Concat(allowLoopback, []string{"--timeout", "5m", "--max-in-flight-per-webhook", "16"})
+	cutOff, other := startNode(t, proxied, flags...), startNode(t, database, flags...)
 
 	// Two webhooks hold what is not to warm them up until they are let go, and one does not.
 	hold := func(open <-chan struct{}) func(*wireRequest) wireAnswer {
@@ -343,9 +343,16 @@ func testNodeCutOff(t *testing.T, silently bool) {
 			c.ask(http.StatusAccepted, "POST", "/events", eventJSON(eventType, fmt.Sprintf("%s-%d", name, i), `{}`))
 		}
 	}
-	const warm, inFlight, waiting, answered = 20, 16, 10, 8 // the webhooks' limit is 16
-	post(a, "push", "warm-long", warm)
-	post(a, "issue", "warm-short", warm)
+	const warm, inFlight, waiting, answered = 100, 16, 10, 8 // a backlog of 100 brings the webhooks' limits to 16
+	postAll := func(eventType, name string) {
+		var events []string
+		for i := range warm {
+			events = append(events, eventJSON(eventType, fmt.Sprintf("%s-%d", name, i), `{}`))
+		}
+		a.ask(http.StatusAccepted, "POST", "/events:batch", `{"events":[`+strings.Join(events, ",")+`]}`)
+	}
+	postAll("push", "warm-long")
+	postAll("issue", "warm-short")
 	a.awaitLog(longHook, warm)
 	a.awaitLog(shortHook, warm)
 	post(a, "push", "held-long", inFlight+waiting)
