@@ -68,7 +68,7 @@ ps would show it; for the same reason, better give the admin token as POSTHORN_A
 SIGTERM or Ctrl-C stops the server: it takes no more events, lets the deliveries under way finish, and leaves the rest in
 the database for the next start. A second one ends it at once; nothing is lost then either.
 
-Unless GOGC and GOMEMLIMIT say otherwise, the garbage collector runs seldom below 120 MiB of memory, and often above.`
+Unless GOGC and GOMEMLIMIT say otherwise, the garbage collector runs seldom below 112 MiB of memory, and often above.`
 }
 
 // Validate refuses what can be known to be wrong before anything is made on the disk.
@@ -182,6 +182,6 @@ func limitMemory() {
 		debug.SetGCPercent(400)
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(120 << 20)
+		debug.SetMemoryLimit(112 << 20)
 	}
 }
