@@ -46,6 +46,8 @@ func (c *client) run(ctx context.Context) (clientAnswer, error) {
 			return err
 		}
 		defer p.conn.Close()
+		stop := context.AfterFunc(ctx, func() { p.conn.Close() }) // ends a post under way
+		defer stop()
 		for time.Now().Before(end) {
 			if err := p.post(c.Repos[i%len(c.Repos)]); err != nil {
 				return err
@@ -78,7 +80,6 @@ func (c *client) connect(ctx context.Context) (*poster, error) {
 	if err != nil {
 		return nil, err
 	}
-	context.AfterFunc(ctx, func() { conn.Close() })
 	return &poster{client: c, conn: conn, in: bufio.NewReader(conn), url: target}, nil
 }
 
