@@ -60,8 +60,11 @@ func TestEventsGather(t *testing.T) {
 		first()
 		check("one after many", accept(1)(), maxEventDelay+commitTakes)
 		check("one after that", accept(1)(), commitTakes)
+		accept(many)()
+		last := accept(1)
+		committing.stop()
+		check("one that waits for company when all ends", last(), commitTakes)
 		g.sched.stop()
 		g.sched.workers.Wait()
-		committing.stop()
 	})
 }
