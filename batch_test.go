@@ -194,6 +194,31 @@ func TestDispatchBatchesAtOnce(t *testing.T) {
 	})
 }
 
+// Many events to many webhooks are too much for one commit. One event is not.
+func TestDispatchBatchDeliveries(t *testing.T) {
+	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
+		const webhooks = posthorn.MaxBatchDeliveries/posthorn.MaxBatch + 1
+		for i := range webhooks {
+			w.webhook("r1", fmt.Sprintf("https://%d.example/", i), "push")
+		}
+		events := make([]posthorn.Event, posthorn.MaxBatch)
+		for i := range events {
+			events[i] = pushEvent("r1", fmt.Sprint("e", i))
+		}
+		w.wantRefused(events, posthorn.CodeTooLarge, "events")
+		if n := w.total("r1"); n != 0 {
+			t.Errorf("%d events are stored", n)
+		}
+		if _, err := w.DispatchBatch(t.Context(), events[:10]); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if n := len(w.seen("")); n != 10*webhooks {
+			t.Errorf("%d requests were made, want %d", n, 10*webhooks)
+		}
+	})
+}
+
 func TestDispatchBatchNotRunning(t *testing.T) {
 	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
 		w.webhook("r1", "https://one.example/", "push")

@@ -71,3 +71,7 @@ func ErrorCode(err error) Code {
 func invalid(field, format string, args ...any) error {
 	return &Error{Code: CodeInvalid, Field: field, Message: fmt.Sprintf(format, args...)}
 }
+
+func tooLarge(field, format string, args ...any) error {
+	return &Error{Code: CodeTooLarge, Field: field, Message: fmt.Sprintf(format, args...)}
+}

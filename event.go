@@ -33,8 +33,9 @@ type Event struct {
 
 // What [Dispatcher.DispatchBatch] takes.
 const (
-	MaxBatch      = 1000     // events
-	MaxBatchBytes = 16 << 20 // of payload in all
+	MaxBatch           = 1000     // events
+	MaxBatchBytes      = 16 << 20 // of payload in all
+	MaxBatchDeliveries = 100_000  // to webhooks in all; an event alone may have more
 )
 
 // Receipt is the answer to an accepted event: from here on it will be delivered, whatever crashes.
@@ -86,8 +87,8 @@ func (d *Dispatcher) Dispatch(ctx context.Context, e Event) (Receipt, error) {
 	return d.accept(ctx, event, TriggerAutomatic, webhooks)
 }
 
-// DispatchBatch is [Dispatcher.Dispatch] for 1 to [MaxBatch] events, of any repos, with at most [MaxBatchBytes] of payload in
-// all: they are accepted in one commit, all or none. The receipts are in the order of the events, and so are first attempts.
+// DispatchBatch is [Dispatcher.Dispatch] for 1 to [MaxBatch] events, of any repos, with at most [MaxBatchBytes] of payload and
+// [MaxBatchDeliveries] in all: they are accepted in one commit, all or none. The receipts are in the order of the events, and so are first attempts.
 //
 // The error for a single event names its index, counted from 0, in front of the field: "events[3].payload". Where an ID is
 // there twice with the same content, the second is a duplicate of the first.
@@ -102,6 +103,7 @@ func (d *Dispatcher) DispatchBatch(ctx context.Context, events []Event) ([]Recei
 	receipts := make([]Receipt, len(events))
 	var wanted []acceptance
 	var indexes []int // of those that are wanted
+	deliveries := 0
 	for i, event := range prepared {
 		// Events alike go to the same webhooks, whatever is changed at this moment.
 		var webhooks []DueWebhook
@@ -109,6 +111,9 @@ func (d *Dispatcher) DispatchBatch(ctx context.Context, events []Event) ([]Recei
 			webhooks = wanted[n-1].webhooks
 		} else if webhooks, err = d.match(ctx, event); err != nil {
 			return nil, err
+		}
+		if deliveries += len(webhooks); deliveries > MaxBatchDeliveries && len(wanted) > 0 {
+			return nil, tooLarge("events", "they go to webhooks more than %d times in all: post fewer at once", MaxBatchDeliveries)
 		}
 		if len(webhooks) > 0 {
 			event.Deliveries = len(webhooks)
@@ -147,7 +152,7 @@ func (d *Dispatcher) prepareAll(ctx context.Context, events []Event) ([]*Accepte
 			return nil, ofBatch(i, err)
 		}
 		if size += len(event.Payload); size > MaxBatchBytes {
-			return nil, &Error{Code: CodeTooLarge, Field: "events", Message: fmt.Sprintf("their payloads have more than %d bytes in all", MaxBatchBytes)}
+			return nil, tooLarge("events", "their payloads have more than %d bytes in all", MaxBatchBytes)
 		}
 		prepared[i] = event
 		if e.ID == "" {
@@ -403,7 +408,7 @@ func marshalPayload(payload any, limit int) (json.RawMessage, error) {
 		}
 	}
 	if len(raw) > limit {
-		return nil, &Error{Code: CodeTooLarge, Field: "payload", Message: fmt.Sprintf("it has %d bytes: at most %d (--max-payload, Config.MaxPayload)", len(raw), limit)}
+		return nil, tooLarge("payload", "it has %d bytes: at most %d (--max-payload, Config.MaxPayload)", len(raw), limit)
 	}
 	if !utf8.Valid(raw) {
 		return nil, invalid("payload", "it is not valid UTF-8")

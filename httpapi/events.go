@@ -122,7 +122,7 @@ func (s *server) registerEvents() {
 		MaxBodyBytes: posthorn.MaxBatchBytes + maxBatchEnvelope,
 		Description: "They are stored in one go, all or none. One that is invalid, too large or in conflict fails all, and the error's " +
 			"field names it by its index, counted from 0: events[3].payload. Each payload has the limit that it has alone, and " +
-			"all of them together 16 MiB. First attempts start in the order of the batch.",
+			"all of them together 16 MiB and 100,000 deliveries. First attempts start in the order of the batch.",
 		Responses: map[string]*huma.Response{
 			"200": jsonResponse[batchReceiptsJSON](s, "Every event was posted before: the first answers again"),
 		},
