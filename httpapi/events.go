@@ -9,6 +9,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/musehub/posthorn"
+	"github.com/musehub/posthorn/internal/rawjson"
 )
 
 // eventJSON is an event as the API shows it.
@@ -169,7 +170,7 @@ func (s *server) postEvents(ctx context.Context, in *postInput[newEventsJSON]) (
 
 // newEvent is the event that a body posts.
 func newEvent(repoID string, body *newEventJSON) (posthorn.Event, error) {
-	event := posthorn.Event{RepoID: repoID, Type: body.EventType, Payload: body.Payload}
+	event := posthorn.Event{RepoID: repoID, Type: body.EventType, Payload: rawjson.Checked(body.Payload)} // decode has checked it
 	if body.EventID != nil {
 		if *body.EventID == "" { // the dispatcher would take it for none
 			return event, invalid("eventId", "it is empty: leave it out to get a new one")
