@@ -11,6 +11,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/musehub/posthorn/internal/rawjson"
 )
 
 // EventPing is the type of the event that [Dispatcher.Ping] sends. It reaches a webhook whatever it subscribes to.
@@ -391,9 +393,12 @@ func (d *Dispatcher) Events(ctx context.Context, q EventQuery) (Page[AcceptedEve
 // marshalPayload returns the bytes that will be signed and sent for a payload. See [Event.Payload].
 func marshalPayload(payload any, limit int) (json.RawMessage, error) {
 	var raw []byte
+	checked := false
 	switch p := payload.(type) {
 	case nil:
 		return nil, invalid("payload", "it is missing")
+	case rawjson.Checked:
+		raw, checked = bytes.Clone(p), true
 	case json.RawMessage:
 		raw = bytes.Clone(p)
 	case []byte:
@@ -410,10 +415,11 @@ func marshalPayload(payload any, limit int) (json.RawMessage, error) {
 	if len(raw) > limit {
 		return nil, tooLarge("payload", "it has %d bytes: at most %d (--max-payload, Config.MaxPayload)", len(raw), limit)
 	}
-	if !utf8.Valid(raw) {
+	switch {
+	case checked:
+	case !utf8.Valid(raw):
 		return nil, invalid("payload", "it is not valid UTF-8")
-	}
-	if !json.Valid(raw) {
+	case !rawjson.Valid(raw):
 		return nil, invalid("payload", "it is not valid JSON")
 	}
 	return raw, nil

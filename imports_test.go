@@ -38,7 +38,7 @@ type listedPackage struct {
 // TestImports holds the import rules over all dependencies of each package, on
 // what `go list -deps` says; depguard holds them over the direct imports.
 func TestImports(t *testing.T) {
-	root := []string{".", "signature", "internal/sender", "internal/secretbox"}
+	root := []string{".", "signature", "internal/sender", "internal/secretbox", "internal/rawjson"}
 	optional := []string{pgx, modernc, zombiezen, goose, huma, kong, prometheus, otelSDK}
 	tests := []struct {
 		pkg      string
@@ -52,6 +52,7 @@ func TestImports(t *testing.T) {
 		{pkg: "musehub", stdOnly: true},
 		{pkg: "internal/sender"},
 		{pkg: "internal/secretbox"},
+		{pkg: "internal/rawjson", stdOnly: true},
 		{pkg: "internal/storetest", ours: root},
 		{pkg: "internal/bench", ours: root},
 		{pkg: "internal/pgtest", optional: []string{pgx}},

@@ -51,19 +51,23 @@ func adminToken(want string) (authorizer, error) {
 // demand returns the middleware that lets through only who may do what needs the scope, in the repo of the path.
 func (s *server) demand(need scope) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
-		_, w := humago.Unwrap(ctx)
-		scheme, token, _ := strings.Cut(ctx.Header("Authorization"), " ")
-		token = strings.TrimSpace(token)
-		if !strings.EqualFold(scheme, "Bearer") || token == "" {
-			unauthorized("Bearer", "no bearer token: send the header Authorization: Bearer <token>").write(w)
-			return
-		}
-		if err := s.authorize(token, ctx.Param("repoId"), need); err != nil {
+		r, w := humago.Unwrap(ctx)
+		if err := s.permits(r, need); err != nil {
 			problemFor(err).write(w)
 			return
 		}
 		next(ctx)
 	}
+}
+
+// permits returns nil if the caller may do what needs the scope, in the repo of the path.
+func (s *server) permits(r *http.Request, need scope) error {
+	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	token = strings.TrimSpace(token)
+	if !strings.EqualFold(scheme, "Bearer") || token == "" {
+		return unauthorized("Bearer", "no bearer token: send the header Authorization: Bearer <token>")
+	}
+	return s.authorize(token, r.PathValue("repoId"), need)
 }
 
 func unauthorized(challenge, detail string) *problem {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -29,7 +30,7 @@ type jsonBody[T any] struct{ body T }
 // Resolve reads the body. huma calls it before the handler, and answers if it finds something wrong.
 func (b *jsonBody[T]) Resolve(ctx huma.Context) []error {
 	r, w := humago.Unwrap(ctx)
-	raw, err := readBody(w, r, ctx.Operation().MaxBodyBytes)
+	raw, err := readBody(w, r, ctx.Operation().MaxBodyBytes, nil)
 	if err == nil {
 		b.body, err = decode[T](raw)
 	}
@@ -45,8 +46,8 @@ func (*jsonBody[T]) describe(r huma.Registry) *huma.RequestBody {
 	return &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/json": {Schema: schema}}}
 }
 
-// readBody returns a request's body of at most limit bytes.
-func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
+// readBody returns a request's body of at most limit bytes, in the buffer's memory if there is room.
+func readBody(w http.ResponseWriter, r *http.Request, limit int64, buffer []byte) ([]byte, error) {
 	if ct := r.Header.Get("Content-Type"); ct != "" && ct != "application/json" {
 		mediaType, params, err := mime.ParseMediaType(ct)
 		isJSON := mediaType == "application/json" || strings.HasPrefix(mediaType, "application/") && strings.HasSuffix(mediaType, "+json")
@@ -64,7 +65,7 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, erro
 	var body []byte
 	var err error
 	if r.ContentLength >= 0 && r.ContentLength <= maxBody { // so little is there at once
-		body = make([]byte, r.ContentLength)
+		body = slices.Grow(buffer[:0], int(r.ContentLength))[:r.ContentLength]
 		_, err = io.ReadFull(r.Body, body)
 	} else {
 		body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, limit))

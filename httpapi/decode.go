@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/musehub/posthorn"
+	"github.com/musehub/posthorn/internal/rawjson"
 )
 
 // decode reads a body that is one JSON object with the fields of the struct T and no others. Names are case-sensitive.
@@ -26,7 +27,7 @@ func decode[T any](body []byte) (T, error) {
 		return value, invalid("", "the body is not valid UTF-8")
 	case len(body) == 0:
 		return value, newProblem(http.StatusBadRequest, "the body is empty: it must be a JSON object")
-	case !json.Valid(body):
+	case !rawjson.Valid(body):
 		err := json.Unmarshal(body, new(json.RawMessage)) // says what is wrong
 		return value, newProblem(http.StatusBadRequest, "the body is not valid JSON: %v", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/musehub/posthorn"
+	"github.com/musehub/posthorn/internal/rawjson"
 )
 
 // eventJSON is an event as the API shows it.
@@ -73,26 +74,6 @@ type eventTypesJSON struct {
 	EventTypes []string `json:"eventTypes" nullable:"false"`
 }
 
-type postEventInput struct {
-	RepoID string `path:"repoId"`
-	jsonBody[newEventJSON]
-}
-
-type postEventOutput struct {
-	Status int
-	Body   receiptJSON
-}
-
-type postEventsInput struct {
-	RepoID string `path:"repoId"`
-	jsonBody[newEventsJSON]
-}
-
-type postEventsOutput struct {
-	Status int
-	Body   batchReceiptsJSON
-}
-
 type listEventsInput struct {
 	RepoID string `path:"repoId"`
 	Limit  int    `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"A page may hold fewer and not be the last"`
@@ -106,7 +87,7 @@ type eventInput struct {
 
 func (s *server) registerEvents() {
 	tags := []string{"events"}
-	operation(s, huma.Operation{
+	postOperation(s, huma.Operation{
 		OperationID: "postEvent", Method: http.MethodPost, Path: "/repos/{repoId}/events", Tags: tags,
 		Summary: "Post an event", DefaultStatus: http.StatusAccepted,
 		MaxBodyBytes: int64(s.dispatcher.MaxPayload()) + maxEnvelope,
@@ -116,7 +97,7 @@ func (s *server) registerEvents() {
 			"200": jsonResponse[receiptJSON](s, "The event was posted before: the first answer again"),
 		},
 	}, eventsWrite, s.postEvent)
-	operation(s, huma.Operation{
+	postOperation(s, huma.Operation{
 		OperationID: "postEvents", Method: http.MethodPost, Path: "/repos/{repoId}/events:batch", Tags: tags,
 		Summary: "Post a batch of events", DefaultStatus: http.StatusAccepted,
 		MaxBodyBytes: posthorn.MaxBatchBytes + maxBatchEnvelope,
@@ -141,7 +122,7 @@ func (s *server) registerEvents() {
 	}, eventsRead, s.listEventTypes)
 }
 
-func (s *server) postEvent(ctx context.Context, in *postEventInput) (*postEventOutput, error) {
+func (s *server) postEvent(ctx context.Context, in *postInput[newEventJSON]) (*postOutput[receiptJSON], error) {
 	event, err := newEvent(in.RepoID, &in.body)
 	if err != nil {
 		return nil, err
@@ -154,10 +135,10 @@ func (s *server) postEvent(ctx context.Context, in *postEventInput) (*postEventO
 	if receipt.Duplicate {
 		status = http.StatusOK
 	}
-	return &postEventOutput{status, receiptJSON{receipt.EventID, receipt.Deliveries}}, nil
+	return &postOutput[receiptJSON]{status, receiptJSON{receipt.EventID, receipt.Deliveries}}, nil
 }
 
-func (s *server) postEvents(ctx context.Context, in *postEventsInput) (*postEventsOutput, error) {
+func (s *server) postEvents(ctx context.Context, in *postInput[newEventsJSON]) (*postOutput[batchReceiptsJSON], error) {
 	events := make([]posthorn.Event, len(in.body.Events))
 	for i := range events {
 		var err error
@@ -177,7 +158,7 @@ func (s *server) postEvents(ctx context.Context, in *postEventsInput) (*postEven
 		}
 		return nil, err
 	}
-	out := &postEventsOutput{http.StatusOK, batchReceiptsJSON{make([]batchReceiptJSON, len(receipts))}}
+	out := &postOutput[batchReceiptsJSON]{http.StatusOK, batchReceiptsJSON{make([]batchReceiptJSON, len(receipts))}}
 	for i, r := range receipts {
 		out.Body.Events[i] = batchReceiptJSON{r.EventID, r.Deliveries, r.Duplicate}
 		if !r.Duplicate {
@@ -189,7 +170,7 @@ func (s *server) postEvents(ctx context.Context, in *postEventsInput) (*postEven
 
 // newEvent is the event that a body posts.
 func newEvent(repoID string, body *newEventJSON) (posthorn.Event, error) {
-	event := posthorn.Event{RepoID: repoID, Type: body.EventType, Payload: body.Payload}
+	event := posthorn.Event{RepoID: repoID, Type: body.EventType, Payload: rawjson.Checked(body.Payload)} // decode has checked it
 	if body.EventID != nil {
 		if *body.EventID == "" { // the dispatcher would take it for none
 			return event, invalid("eventId", "it is empty: leave it out to get a new one")

@@ -211,3 +211,28 @@ func TestEventTypes(t *testing.T) {
 		t.Errorf("-want +got:\n%s", diff)
 	}
 }
+
+// The memory that bodies are read into is used again while payloads still wait to be sent.
+func TestPayloadsOutliveTheirBodies(t *testing.T) {
+	api := startAPI(t, posthorn.Config{MaxInFlightPerWebhook: 1})
+	bodies, release := make(chan string, 10), make(chan struct{})
+	url := receiver(t, func(_ http.ResponseWriter, r *http.Request) {
+		<-release
+		body, _ := io.ReadAll(r.Body)
+		bodies <- string(body)
+	})
+	api.webhook(`{"url": "` + url + `", "events": ["push"]}`)
+	var want []string
+	for i := range 10 {
+		payload := `"` + strings.Repeat(string(rune('0'+i)), 100) + `"`
+		api.do("POST", "/api/v1/repos/r1/events", `{"eventType":"push","payload":`+payload+`}`).ok(http.StatusAccepted)
+		want = append(want, payload)
+	}
+	close(release)
+	for i := range want {
+		if got := <-bodies; got != want[i] {
+			t.Errorf("%q was received as %q", want[i], got)
+		}
+		<-api.made
+	}
+}

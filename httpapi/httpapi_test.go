@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -108,6 +109,17 @@ func TestQueriesAreReadStrictly(t *testing.T) {
 	api.do("GET", list+"?limt=5", "").problem(http.StatusUnprocessableEntity, "limt: unknown", "limt")
 	api.do("GET", list+"?limit=5&limit=6", "").problem(http.StatusUnprocessableEntity, "limit: it is there twice", "limit")
 	api.do("GET", list+"?limit=%zz", "").problem(http.StatusBadRequest, "query is malformed", "")
+	for _, post := range []string{"/api/v1/repos/r1/events", "/api/v1/repos/r1/events:batch"} { // which don't go through huma
+		api.do("POST", post+"?dry=1", "").problem(http.StatusUnprocessableEntity, "dry: unknown", "dry")
+		api.do("POST", post+"?dry=1&dry=1", "").problem(http.StatusUnprocessableEntity, "dry: it is there twice", "dry")
+		api.do("POST", post+"?dry=%zz", "").problem(http.StatusBadRequest, "query is malformed", "")
+		api.do("POST", post+"?&", "").problem(http.StatusBadRequest, "the body is empty", "")
+		a := api.do("POST", post, `{"<>": 1}`)
+		a.problem(http.StatusUnprocessableEntity, "<>", "")
+		if !bytes.Contains(a.body, []byte("<>")) {
+			t.Errorf("escapes what needs none: %s", a.body)
+		}
+	}
 	for _, limit := range []string{"0", "201", "-1", "abc", "1.5", "1e2", "99999999999999999999", "true"} { // case 29
 		for _, path := range []string{list, "/api/v1/repos/r1/events", list + "/w1/deliveries"} {
 			api.do("GET", path+"?limit="+limit, "").problem(http.StatusUnprocessableEntity, "limit: ", "limit")

@@ -79,10 +79,22 @@ func (api) Marshal(w io.Writer, _ string, v any) error {
 
 // operation adds an operation: its route, what it demands of the caller, and its part of the document.
 func operation[I, O any](s *server, op huma.Operation, need scope, handler func(context.Context, *I) (*O, error)) {
+	complete[I](s, &op, need)
+	op.Middlewares = append(huma.Middlewares{s.demand(need), checkQuery}, op.Middlewares...)
+	huma.Register(s.api, op, func(ctx context.Context, in *I) (*O, error) {
+		out, err := handler(ctx, in)
+		if err != nil {
+			return nil, s.failed(ctx, op.OperationID, err)
+		}
+		return out, nil
+	})
+}
+
+// complete adds to the description of an operation, whose input is I, what all have in common.
+func complete[I any](s *server, op *huma.Operation, need scope) {
 	schemas := s.api.OpenAPI().Components.Schemas
 	op.Path = base + op.Path
 	op.Security = []map[string][]string{{"bearer": {string(need)}}}
-	op.Middlewares = append(huma.Middlewares{s.demand(need), checkQuery}, op.Middlewares...)
 	op.RejectUnknownQueryParameters = true
 	if op.Responses == nil {
 		op.Responses = map[string]*huma.Response{}
@@ -102,39 +114,43 @@ func operation[I, O any](s *server, op huma.Operation, need scope, handler func(
 			op.MaxBodyBytes = maxBody
 		}
 	}
-	huma.Register(s.api, op, func(ctx context.Context, in *I) (*O, error) {
-		out, err := handler(ctx, in)
-		if err == nil {
-			return out, nil
-		}
-		p := problemFor(err)
-		hungUp := ctx.Err() != nil && errors.Is(err, ctx.Err())
-		if p.Status == http.StatusInternalServerError && !hungUp {
-			s.log.ErrorContext(ctx, "a request failed", "operation", op.OperationID, "error", err)
-		}
-		return nil, p
-	})
 }
 
-// checkQuery refuses queries of which huma would silently take a part: malformed ones, and repeated parameters.
+// failed returns what to answer for an operation's error, and logs what that doesn't tell.
+func (s *server) failed(ctx context.Context, operationID string, err error) *problem {
+	p := problemFor(err)
+	hungUp := ctx.Err() != nil && errors.Is(err, ctx.Err())
+	if p.Status == http.StatusInternalServerError && !hungUp {
+		s.log.ErrorContext(ctx, "a request failed", "operation", operationID, "error", err)
+	}
+	return p
+}
+
+// checkQuery lets through only requests whose query is well-formed.
 func checkQuery(ctx huma.Context, next func(huma.Context)) {
 	r, w := humago.Unwrap(ctx)
-	if r.URL.RawQuery == "" {
-		next(ctx)
+	if _, p := parseQuery(r); p != nil {
+		p.write(w)
 		return
+	}
+	next(ctx)
+}
+
+// parseQuery refuses queries of which huma would silently take a part: malformed ones, and repeated parameters.
+func parseQuery(r *http.Request) (url.Values, *problem) {
+	if r.URL.RawQuery == "" {
+		return nil, nil
 	}
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		newProblem(http.StatusBadRequest, "the query is malformed: %v", err).write(w)
-		return
+		return nil, newProblem(http.StatusBadRequest, "the query is malformed: %v", err)
 	}
 	for name, values := range query {
 		if len(values) > 1 {
-			problemFor(invalid(name, "it is there twice")).write(w)
-			return
+			return nil, problemFor(invalid(name, "it is there twice"))
 		}
 	}
-	next(ctx)
+	return query, nil
 }
 
 // jsonResponse describes an answer besides the one for the operation's default status.

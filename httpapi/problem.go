@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -98,7 +97,7 @@ func (p *problem) write(w http.ResponseWriter) {
 	maps.Copy(w.Header(), p.header)
 	w.Header().Set("Content-Type", p.ContentType(""))
 	w.WriteHeader(p.Status)
-	_ = json.NewEncoder(w).Encode(p) // fails only if the client is gone
+	_ = huma.DefaultJSONFormat.Marshal(w, p) // fails only if the client is gone
 }
 
 // What huma asks of an error that a handler returns.

@@ -1,0 +1,81 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"sync"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+)
+
+// postInput is what is posted to a repo.
+type postInput[T any] struct {
+	RepoID string `path:"repoId"`
+	jsonBody[T]
+}
+
+// postOutput is the answer to it.
+type postOutput[T any] struct {
+	Status int
+	Body   T
+}
+
+// postOperation is operation for what is posted a thousand times a second. huma only describes it: its reflection would
+// cost more than all else that is done here for a small event. The handler may not keep the input's bytes.
+func postOperation[I, O any](s *server, op huma.Operation, need scope, handler func(context.Context, *postInput[I]) (*postOutput[O], error)) {
+	complete[postInput[I]](s, &op, need)
+	huma.Register(unrouted{s.api}, op, handler)
+	s.mux.HandleFunc(op.Method+" "+op.Path, func(w http.ResponseWriter, r *http.Request) {
+		buffer := bodyBuffers.Get().(*[]byte) //nolint:forcetypeassert // nothing else is in it
+		out, err := post(s, w, r, need, op.MaxBodyBytes, buffer, handler)
+		if err != nil {
+			s.failed(r.Context(), op.OperationID, err).write(w)
+		} else {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(out.Status)
+			_ = json.NewEncoder(w).Encode(&out.Body) // fails only if the client is gone
+		}
+		if cap(*buffer) <= maxBody {
+			bodyBuffers.Put(buffer)
+		}
+	})
+}
+
+// post does what huma does for other operations, in the same order: it checks the caller and the query, reads the body, and
+// calls the handler. The body is read into the buffer.
+func post[I, O any](
+	s *server, w http.ResponseWriter, r *http.Request, need scope, limit int64, buffer *[]byte,
+	handler func(context.Context, *postInput[I]) (*postOutput[O], error),
+) (*postOutput[O], error) {
+	if err := s.permits(r, need); err != nil {
+		return nil, err
+	}
+	query, p := parseQuery(r)
+	if p != nil {
+		return nil, p
+	}
+	for name := range query {
+		return nil, invalid(name, "unknown query parameter")
+	}
+	raw, err := readBody(w, r, limit, *buffer)
+	if err != nil {
+		return nil, err
+	}
+	*buffer = raw
+	in := postInput[I]{RepoID: r.PathValue("repoId")}
+	if in.body, err = decode[I](raw); err != nil {
+		return nil, err
+	}
+	return handler(r.Context(), &in)
+}
+
+// bodyBuffers holds the memory of bodies that have been read, none of more than maxBody bytes.
+var bodyBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
+// unrouted is an API whose operations are in its document, but whose routes nobody asks.
+type unrouted struct{ huma.API }
+
+// Adapter takes the routes.
+func (unrouted) Adapter() huma.Adapter { return humago.NewAdapter(http.NewServeMux(), "") }
