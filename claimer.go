@@ -18,7 +18,7 @@ const (
 	maxExpected = 16 // webhooks
 
 	claimWebhooks = 256     // in one claim, at most
-	claimEntries  = 1024    // in one claim, about
+	claimEntries  = 512     // in one claim, about; while they are leased, events wait for the store
 	claimBytes    = 8 << 20 // in one claim, about
 	sweepPage     = 512
 )

@@ -23,9 +23,13 @@ const (
 	// happened then.
 	storeTimeout = 40 * time.Second
 
-	enoughResults   = 256 // don't wait for more
-	maxBatchEvents  = 512
+	enoughResults  = 256 // don't wait for more
+	maxBatchEvents = 512
+	// Results have nobody waiting, but an event that comes while they are written has: it waits for them, and for those that go
+	// with it. Therefore a batch takes no more of them than pays for its fsync, or than match its events, each of which may
+	// go to several webhooks; and half of those that wait, so that a store with a slow fsync gets larger ones.
 	maxBatchResults = 1024
+	resultsPerEvent = 2
 	// What may wait for its commit. More is refused, until the store has caught up.
 	maxWaitingEvents = 16 * maxBatchEvents
 	maxWaitingBytes  = 4 * MaxBatchBytes
@@ -363,7 +367,7 @@ func (g *groupCommit) take() (submissions []*submission, events int, results []R
 	if len(g.waiting) == 0 {
 		g.waiting = nil // lets go of the array
 	}
-	n = min(len(g.results), maxBatchResults)
+	n = min(len(g.results), maxBatchResults, max(enoughResults, resultsPerEvent*events, len(g.results)/2))
 	results, g.results = g.results[:n:n], g.results[n:]
 	if len(g.results) == 0 {
 		g.results = nil

@@ -169,3 +169,8 @@ func mayUse(st standing, limit int, used [standings]int, more int) bool {
 
 // maxUnrecorded is how many results may wait to be committed before no more attempts start.
 func (l limits) maxUnrecorded() int { return 4 * l.inFlight }
+
+// fewUnrecorded is how many may wait before webhooks that have requests in flight start no more: as many as keep the store
+// busy, with a batch that is being committed and one that gathers. To send more would be no quicker, because these have to be
+// recorded, too; and who has nothing in flight shall not wait behind them for the store and the processors.
+const fewUnrecorded = 2 * enoughResults

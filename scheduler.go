@@ -19,7 +19,8 @@ import (
 //
 // Proven webhooks may begin to hang, many at the same moment, with as many requests in flight as their limits allow.
 // Therefore the last quarter of what proven ones may have in flight is for those that have none: they are never kept waiting
-// by others that have several.
+// by others that have several. The same goes for results that wait to be recorded: where the store can't keep up with a
+// backlog, those with requests in flight stop first, and long before the others.
 //
 // # Backlogs
 //
@@ -279,7 +280,7 @@ func (s *scheduler) list(q *queue) {
 // shared is how many more requests may start now to proven webhooks that have some in flight.
 func (s *scheduler) shared() int {
 	others := s.used[unknown].inFlight + s.used[failing].inFlight
-	return (s.limits.inFlight-others)*3/4 - s.used[proven].inFlight
+	return min((s.limits.inFlight-others)*3/4-s.used[proven].inFlight, fewUnrecorded-s.unrecorded)
 }
 
 // next takes the entry whose turn it is. Without one its queue is nil.
