@@ -1,6 +1,7 @@
 package posthorn
 
 import (
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -44,6 +45,25 @@ func TestEventsWaitForFewResults(t *testing.T) {
 	}
 }
 
+// Events for many webhooks each are not all committed together. One is never split.
+func TestBatchTargets(t *testing.T) {
+	g := newGroupCommit(noStore{}, func() int64 { return 1 })
+	for _, targets := range []int{maxBatchTargets - 1, 1, 1, maxBatchTargets + 1, 1} {
+		if err := g.add(&submission{events: []acceptance{{event: benchEvent()}}, targets: targets}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var got []int
+	for more := true; more; {
+		var submissions []*submission
+		submissions, _, _, more = g.take()
+		got = append(got, len(submissions))
+	}
+	if want := []int{2, 1, 1, 1}; !slices.Equal(got, want) {
+		t.Errorf("the batches have %v events, want %v", got, want)
+	}
+}
+
 // A webhook with a backlog makes do with one request at a time while the store can't keep up with its results, and those
 // without requests in flight go on as if nothing was. When the store has caught up, so does the webhook.
 func TestBacklogWaitsForTheStore(t *testing.T) {
@@ -63,6 +83,8 @@ func TestBacklogWaitsForTheStore(t *testing.T) {
 			defer mu.Unlock()
 			results = append(results, r)
 		})
+		const backlog = 2 * fewUnrecorded
+		s.limits.queued = backlog
 		webhooks := benchWebhooks(2)
 		accept := func(w []DueWebhook) {
 			a := &acceptance{event: benchEvent(), trigger: TriggerAutomatic, webhooks: w}
@@ -70,7 +92,6 @@ func TestBacklogWaitsForTheStore(t *testing.T) {
 			s.accepted(a, 1)
 		}
 		accept(webhooks[1:]) // which makes it a proven one
-		const backlog = 1024
 		for range backlog {
 			accept(webhooks[:1])
 		}

@@ -23,8 +23,9 @@ const (
 	// happened then.
 	storeTimeout = 40 * time.Second
 
-	enoughResults  = 256 // don't wait for more
-	maxBatchEvents = 512
+	enoughResults   = 256 // don't wait for more
+	maxBatchEvents  = 512
+	maxBatchTargets = 16 * 1024 // webhooks that the events of a batch go to
 	// Results have nobody waiting, but an event that comes while they are written has: it waits for them, and for those that go
 	// with it. Therefore a batch takes no more of them than pays for its fsync, or than match its events, each of which may
 	// go to several webhooks; and half of those that wait, so that a store with a slow fsync gets larger ones.
@@ -60,10 +61,11 @@ type groupCommit struct {
 
 // submission is what a caller waits for: an event, or several that are accepted all or none.
 type submission struct {
-	events []acceptance
-	one    [1]acceptance // what events is made of where it is one
-	bytes  int           // of the events' payloads
-	answer chan error    // once the events have their receipts, or won't get any
+	events  []acceptance
+	one     [1]acceptance // what events is made of where it is one
+	bytes   int           // of the events' payloads
+	targets int           // webhooks that they go to
+	answer  chan error    // once the events have their receipts, or won't get any
 }
 
 // acceptance is an event on its way into the store.
@@ -109,6 +111,7 @@ func (g *groupCommit) submit(ctx context.Context, s *submission) error {
 	s.answer = make(chan error, 1)
 	for i := range s.events {
 		s.bytes += len(s.events[i].event.Payload)
+		s.targets += len(s.events[i].webhooks)
 	}
 	if err := g.add(s); err != nil {
 		return err
@@ -349,16 +352,17 @@ func (g *groupCommit) settle(s *submission, got []Acceptance, node int64) error 
 func (g *groupCommit) take() (submissions []*submission, events int, results []Result, more bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	n, bytes := 0, 0
+	n, bytes, targets := 0, 0, 0
 	alone := g.alone && len(g.results) > 0
 	g.alone = false
 	for !alone && n < len(g.waiting) && bytes < MaxBatchBytes {
 		s := g.waiting[n]
-		if n > 0 && events+len(s.events) > maxBatchEvents {
+		if n > 0 && (events+len(s.events) > maxBatchEvents || targets+s.targets > maxBatchTargets) {
 			break
 		}
 		events += len(s.events)
 		bytes += s.bytes
+		targets += s.targets
 		n++
 	}
 	submissions, g.waiting = g.waiting[:n:n], g.waiting[n:]
