@@ -18,8 +18,9 @@ type Growth struct {
 	Deliveries  int       `json:"deliveries"` // that the log was filled with
 	Webhooks    int       `json:"webhooks"`   // that were created
 	FillSeconds float64   `json:"fillSeconds"`
-	Scenarios   []Row     `json:"scenarios"` // measured again
-	Before      []Row     `json:"before"`    // the same before
+	FillMemory  *int64    `json:"fillPeakMemoryBytes,omitempty"` // of this process
+	Scenarios   []Row     `json:"scenarios"`                     // measured again
+	Before      []Row     `json:"before"`                        // the same before
 	Listings    []Listing `json:"listings"`
 }
 
@@ -53,19 +54,22 @@ func (r *rig) growth(ctx context.Context, again []scenario, before []Row) (*Grow
 	if err != nil {
 		return nil, err
 	}
+	canReset := resetPeakMemory()
 	start := time.Now()
-	r.doing = "growth, webhooks"
+	r.doing = "growth"
 	const each = 10
 	if _, err := r.repos(ctx, "growth", max(1, r.opts.GrowthWebhooks/each), each, measured, r.url(pathOK, "growth")); err != nil {
 		return nil, err
 	}
 	r.done++
-	r.doing = "growth, deliveries"
 	if err := f.fill(ctx, r.opts.GrowthRows); err != nil {
 		return nil, err
 	}
 	r.done++
 	g.FillSeconds = time.Since(start).Seconds()
+	if peak := peakMemory(); canReset && peak >= 0 {
+		g.FillMemory = &peak
+	}
 	if g.Listings, err = f.listings(ctx); err != nil {
 		return nil, err
 	}
@@ -124,8 +128,12 @@ func (f *filler) listings(ctx context.Context) ([]Listing, error) {
 }
 
 func (g *Growth) print(w io.Writer) {
-	fmt.Fprintf(w, "\nWith %s more deliveries in the log and %s more webhooks, which took %s s to write; × BEFORE is the ratio to above:\n\n",
-		grouped(int64(g.Deliveries)), grouped(int64(g.Webhooks)), grouped(int64(g.FillSeconds)))
+	memory := ""
+	if g.FillMemory != nil {
+		memory = fmt.Sprintf(" and %s MiB of memory", grouped(*g.FillMemory>>20))
+	}
+	fmt.Fprintf(w, "\nWith %s more deliveries in the log and %s more webhooks, which took %s s%s to write; × BEFORE is the ratio to above:\n\n",
+		grouped(int64(g.Deliveries)), grouped(int64(g.Webhooks)), grouped(int64(g.FillSeconds)), memory)
 	before := map[string]Row{}
 	for _, row := range g.Before {
 		before[row.Name] = row
