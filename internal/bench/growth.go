@@ -91,12 +91,14 @@ func (r *rig) growth(ctx context.Context, again []scenario, before []Row) (*Grow
 // listings reads the first page of each listing again and again.
 func (f *filler) listings(ctx context.Context) ([]Listing, error) {
 	d := f.rig.dispatcher
-	deliveries := func(w posthorn.Webhook) func() error {
+	deliveries := func(w posthorn.Webhook, q posthorn.DeliveryQuery) func() error {
 		return func() error {
-			_, err := d.Deliveries(ctx, posthorn.DeliveryQuery{RepoID: growthRepo, WebhookID: w.ID, Limit: 50})
+			q.RepoID, q.WebhookID, q.Limit = growthRepo, w.ID, 50
+			_, err := d.Deliveries(ctx, q)
 			return err
 		}
 	}
+	none := false // has failed; whoever looks for one examines as many rows as a page may
 	reads := []struct {
 		name string
 		read func() error
@@ -105,8 +107,11 @@ func (f *filler) listings(ctx context.Context) ([]Listing, error) {
 			_, err := d.Webhooks(ctx, posthorn.WebhookQuery{RepoID: growthRepo, Limit: 50})
 			return err
 		}},
-		{"deliveries of a busy webhook", deliveries(f.busy)},
-		{"deliveries of a quiet webhook", deliveries(f.quiet)},
+		{"deliveries of a busy webhook", deliveries(f.busy, posthorn.DeliveryQuery{})},
+		{"deliveries of a quiet webhook", deliveries(f.quiet, posthorn.DeliveryQuery{})},
+		{"failed deliveries of a quiet webhook", deliveries(f.quiet, posthorn.DeliveryQuery{Success: &none})},
+		{"failed deliveries of a busy webhook", deliveries(f.busy, posthorn.DeliveryQuery{Success: &none})},
+		{"deliveries of a type, of which there are none", deliveries(f.busy, posthorn.DeliveryQuery{EventType: beside})},
 		{"events of a repo", func() error {
 			_, err := d.Events(ctx, posthorn.EventQuery{RepoID: growthRepo, Limit: 50})
 			return err
