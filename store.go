@@ -30,8 +30,9 @@ import (
 //
 // The conformance suite internal/storetest holds every Store to this contract.
 type Store interface {
-	// CreateWebhook stores a webhook and sets its Seq, which is greater than every earlier one's.
-	CreateWebhook(ctx context.Context, w *Webhook) error
+	// CreateWebhooks stores webhooks, all or none, and sets their Seqs, which ascend in the order given and are greater than
+	// every earlier one's. CodeConflict when there is a webhook of one of the IDs.
+	CreateWebhooks(ctx context.Context, webhooks ...*Webhook) error
 	// UpdateWebhook reads a webhook, applies change and stores what it made of it, in one transaction. Seq, ID, RepoID
 	// and CreatedAt stay what they were. An error of change is returned as it is and nothing is stored.
 	// CodeNotFound when the repo has no such webhook.

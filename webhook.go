@@ -129,7 +129,7 @@ func (d *Dispatcher) CreateWebhook(ctx context.Context, n NewWebhook) (Webhook, 
 			return Webhook{}, err
 		}
 	}
-	if err := d.store.CreateWebhook(ctx, &w); err != nil {
+	if err := d.store.CreateWebhooks(ctx, &w); err != nil {
 		return Webhook{}, err
 	}
 	d.subscriptions.invalidate(w.RepoID, w.Seq)

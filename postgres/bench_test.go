@@ -120,7 +120,7 @@ func newWorkload(t testing.TB, s *Store, webhooks int) *workload {
 	w := &workload{Store: s, t: t, node: newNode(t, s)}
 	for i := range webhooks {
 		hook := posthorn.Webhook{ID: fmt.Sprint("webhook-", i), RepoID: fmt.Sprint("repo-", i), Active: true}
-		if err := s.CreateWebhook(t.Context(), &hook); err != nil {
+		if err := s.CreateWebhooks(t.Context(), &hook); err != nil {
 			t.Fatal(err)
 		}
 		w.webhooks = append(w.webhooks, hook)

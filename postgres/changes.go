@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/musehub/posthorn"
@@ -13,18 +14,21 @@ const (
 	maxChanges  = 1000
 )
 
-// changed records that a webhook was created (by how many there are more: 1), changed (0) or deleted (-1). It comes last in a
-// transaction: from here to its COMMIT it holds the lock that makes the order of versions that of commits, and other changes
-// wait.
-func (s *Store) changed(ctx context.Context, t *transaction, webhook int64, repoID string, more int64) error {
+// changed records that webhooks, each of a repo, were created (by how many there are more for each: 1), changed (0) or deleted
+// (-1). It comes last in a transaction: from here to its COMMIT it holds the lock that makes the order of versions that of
+// commits, and other changes wait.
+func (s *Store) changed(ctx context.Context, t *transaction, webhooks []int64, repos []string, each int64) error {
 	return t.run(ctx, func(b *batch) {
-		b.queue(`WITH new AS (UPDATE posthorn.counters SET last = last + 1 WHERE name = 'change' RETURNING last),
+		b.queue(`WITH new AS (UPDATE posthorn.counters SET last = last + cardinality($1::bigint[]) WHERE name = 'change' RETURNING last),
 			old AS (DELETE FROM posthorn.changes USING new WHERE version <= new.last - $3)
-			INSERT INTO posthorn.changes (version, webhook, repo_id) SELECT last, $1, $2 FROM new`, webhook, repoID, int64(keptChanges))
-		if more != 0 {
-			b.queue(countWebhooks, repoID, more)
-			b.queue(countWebhooks, allRepos, more)
-			b.queue("DELETE FROM posthorn.webhook_counts WHERE repo_id = $1 AND webhooks = 0", repoID)
+			INSERT INTO posthorn.changes (version, webhook, repo_id)
+			SELECT new.last - cardinality($1::bigint[]) + w.n, w.webhook, w.repo_id
+			FROM new, unnest($1::bigint[], $2::text[]) WITH ORDINALITY AS w (webhook, repo_id, n)`,
+			webhooks, repos, int64(keptChanges))
+		if each != 0 {
+			b.queue(countWebhooks, repos, each)
+			b.queue(countWebhooks, slices.Repeat([]string{allRepos}, len(webhooks)), each)
+			b.queue("DELETE FROM posthorn.webhook_counts WHERE repo_id = ANY ($1::text[]) AND webhooks = 0", repos)
 		}
 		b.queue("SELECT pg_notify($1, $2)", s.schema, changedPayload)
 	})
@@ -33,8 +37,10 @@ func (s *Store) changed(ctx context.Context, t *transaction, webhook int64, repo
 // allRepos stands for all repos together, as in [posthorn.WebhookQuery]. No repo is called that.
 const allRepos = ""
 
-// countWebhooks changes the number of a repo's webhooks. Whoever does it has the lock of changed, so nobody waits for it.
-const countWebhooks = `INSERT INTO posthorn.webhook_counts (repo_id, webhooks) VALUES ($1, $2)
+// countWebhooks changes the numbers of repos' webhooks, each time that one is named. Whoever does it has the lock of changed, so
+// nobody waits for it.
+const countWebhooks = `INSERT INTO posthorn.webhook_counts (repo_id, webhooks)
+	SELECT repo_id, count(*) * $2::bigint FROM unnest($1::text[]) AS r (repo_id) GROUP BY repo_id
 	ON CONFLICT (repo_id) DO UPDATE SET webhooks = webhook_counts.webhooks + excluded.webhooks`
 
 // Changes implements [posthorn.Store].

@@ -50,7 +50,7 @@ func number(t testing.TB, s *Store, statement string, args ...any) (n int) {
 func newWebhook(t testing.TB, s *Store) posthorn.Webhook {
 	t.Helper()
 	w := posthorn.Webhook{ID: fmt.Sprint("webhook-", schemas.Add(1)), RepoID: "repo", Active: true, CreatedAt: start, UpdatedAt: start}
-	if err := s.CreateWebhook(t.Context(), &w); err != nil {
+	if err := s.CreateWebhooks(t.Context(), &w); err != nil {
 		t.Fatal(err)
 	}
 	return w

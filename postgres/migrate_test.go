@@ -43,7 +43,7 @@ func TestMigrate(t *testing.T) {
 	}
 	s := openNode(t, url, cfg)
 	w := posthorn.Webhook{ID: "w", RepoID: "r"}
-	if err := s.CreateWebhook(t.Context(), &w); err != nil {
+	if err := s.CreateWebhooks(t.Context(), &w); err != nil {
 		t.Fatal(err)
 	}
 	if err := Migrate(t.Context(), url, cfg); err != nil {

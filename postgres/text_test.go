@@ -58,8 +58,8 @@ func TestNUL(t *testing.T) {
 
 	// Where it would have to be stored, that is the caller's error.
 	for _, hook := range []posthorn.Webhook{{RepoID: nul}, {ID: nul}, {URL: nul}, {Description: nul}, {Description: "\xff"}} {
-		if err := s.CreateWebhook(ctx, &hook); posthorn.ErrorCode(err) != posthorn.CodeInvalid {
-			t.Errorf("CreateWebhook of %+v: %v", hook, err)
+		if err := s.CreateWebhooks(ctx, &hook); posthorn.ErrorCode(err) != posthorn.CodeInvalid {
+			t.Errorf("CreateWebhooks of %+v: %v", hook, err)
 		}
 	}
 	_, err := s.UpdateWebhook(ctx, "repo", w.ID, func(w *posthorn.Webhook) error {

@@ -13,37 +13,61 @@ import (
 
 const webhookColumns = "seq, id, repo_id, url, events, active, description, secrets, created_at, updated_at"
 
-// CreateWebhook implements [posthorn.Store]. [posthorn.CodeConflict] when there is a webhook of that ID,
-// [posthorn.CodeInvalid] for a text with a NUL character, which PostgreSQL has no place for.
-func (s *Store) CreateWebhook(ctx context.Context, w *posthorn.Webhook) error {
-	events, secrets, err := webhookJSON(w)
-	if err != nil {
-		return err
+// CreateWebhooks implements [posthorn.Store]. [posthorn.CodeInvalid] for a text with a NUL character, which PostgreSQL has no
+// place for.
+func (s *Store) CreateWebhooks(ctx context.Context, webhooks ...*posthorn.Webhook) error {
+	var ids, repos, urls, events, descriptions, secrets []string
+	var active []bool
+	var created, updated []time.Time
+	for _, w := range webhooks {
+		e, s, err := webhookJSON(w)
+		if err != nil {
+			return err
+		}
+		events, secrets = append(events, e), append(secrets, s)
+		ids, repos, urls = append(ids, w.ID), append(repos, w.RepoID), append(urls, w.URL)
+		active, descriptions = append(active, w.Active), append(descriptions, w.Description)
+		created, updated = append(created, micros(w.CreatedAt)), append(updated, micros(w.UpdatedAt))
 	}
-	var seq int64
-	err = s.write(ctx, func(ctx context.Context, t *transaction) error {
-		seq = 0
+	var seqs []int64
+	err := s.write(ctx, func(ctx context.Context, t *transaction) error {
+		var stored []string
+		seqs = make([]int64, 0, len(webhooks))
 		err := t.run(ctx, func(b *batch) {
 			b.queue(`INSERT INTO posthorn.webhooks (id, repo_id, url, events, active, description, secrets, created_at, updated_at)
-				VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id) DO NOTHING RETURNING seq`,
-				w.ID, w.RepoID, w.URL, events, w.Active, w.Description, secrets, micros(w.CreatedAt), micros(w.UpdatedAt),
+				SELECT id, repo_id, url, events, active, description, secrets, created_at, updated_at
+				FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::boolean[], $6::text[], $7::text[],
+					$8::timestamptz[], $9::timestamptz[])
+					WITH ORDINALITY AS w (id, repo_id, url, events, active, description, secrets, created_at, updated_at, n)
+				ORDER BY n ON CONFLICT (id) DO NOTHING RETURNING seq, id`,
+				ids, repos, urls, events, active, descriptions, secrets, created, updated,
 			).Query(func(rows pgx.Rows) error {
-				_, err := pgx.ForEachRow(rows, []any{&seq}, func() error { return nil })
+				var seq int64
+				var id string
+				_, err := pgx.ForEachRow(rows, []any{&seq, &id}, func() error {
+					seqs, stored = append(seqs, seq), append(stored, id)
+					return nil
+				})
 				return err
 			})
 		})
 		if err != nil {
 			return err
 		}
-		if seq == 0 {
-			return posthorn.Errorf(posthorn.CodeConflict, "there is a webhook %s already", w.ID)
+		for i, id := range ids {
+			if i >= len(stored) || stored[i] != id {
+				return posthorn.Errorf(posthorn.CodeConflict, "there is a webhook %s already", id)
+			}
 		}
-		return s.changed(ctx, t, seq, w.RepoID, 1)
+		return s.changed(ctx, t, seqs, repos, 1)
 	})
-	if err == nil {
-		w.Seq = seq
+	if err != nil {
+		return err
 	}
-	return err
+	for i, w := range webhooks {
+		w.Seq = seqs[i]
+	}
+	return nil
 }
 
 // UpdateWebhook implements [posthorn.Store]. It calls change anew if its transaction has to be made again.
@@ -75,7 +99,7 @@ func (s *Store) UpdateWebhook(ctx context.Context, repoID, id string, change fun
 		if err != nil {
 			return err
 		}
-		return s.changed(ctx, t, w.Seq, w.RepoID, 0)
+		return s.changed(ctx, t, []int64{w.Seq}, []string{w.RepoID}, 0)
 	})
 	switch {
 	case changeErr != nil:
@@ -101,7 +125,7 @@ func (s *Store) DeleteWebhook(ctx context.Context, repoID, id string) error {
 		if err != nil {
 			return err
 		}
-		return s.changed(ctx, t, seq, repoID, -1)
+		return s.changed(ctx, t, []int64{seq}, []string{repoID}, -1)
 	})
 }
 

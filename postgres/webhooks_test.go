@@ -25,12 +25,12 @@ func TestWebhookTotals(t *testing.T) {
 	want(map[string]int64{"": 0, "repo": 0})
 	first, second := newWebhook(t, s), newWebhook(t, s)
 	other := posthorn.Webhook{ID: "other", RepoID: "other"}
-	if err := s.CreateWebhook(t.Context(), &other); err != nil {
+	if err := s.CreateWebhooks(t.Context(), &other); err != nil {
 		t.Fatal(err)
 	}
 	want(map[string]int64{"": 3, "repo": 2, "other": 1})
 	again := first
-	wantCode(t, s.CreateWebhook(t.Context(), &again), posthorn.CodeConflict)
+	wantCode(t, s.CreateWebhooks(t.Context(), &again), posthorn.CodeConflict)
 	if _, err := s.UpdateWebhook(t.Context(), first.RepoID, first.ID, func(w *posthorn.Webhook) error { w.Active = false; return nil }); err != nil {
 		t.Fatal(err)
 	}

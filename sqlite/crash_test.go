@@ -101,7 +101,7 @@ func TestKill(t *testing.T) {
 	hooks := make([]posthorn.Webhook, 2)
 	for i := range hooks {
 		hooks[i] = posthorn.Webhook{ID: fmt.Sprint("webhook-", i), RepoID: "repo", Active: true}
-		if err := s.CreateWebhook(t.Context(), &hooks[i]); err != nil {
+		if err := s.CreateWebhooks(t.Context(), &hooks[i]); err != nil {
 			t.Fatal(err)
 		}
 	}

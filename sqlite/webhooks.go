@@ -13,36 +13,51 @@ import (
 
 const webhookColumns = "seq, id, repo_id, url, events, active, description, secrets, created_at, updated_at"
 
-// CreateWebhook implements [posthorn.Store]. [posthorn.CodeConflict] when there is a webhook of that ID.
-func (s *Store) CreateWebhook(ctx context.Context, w *posthorn.Webhook) error {
-	events, secrets, err := webhookJSON(w)
+// CreateWebhooks implements [posthorn.Store].
+func (s *Store) CreateWebhooks(ctx context.Context, webhooks ...*posthorn.Webhook) error {
+	type row struct {
+		events, secrets string
+		seq             int64
+	}
+	rows := make([]row, len(webhooks))
+	for i, w := range webhooks {
+		var err error
+		if rows[i].events, rows[i].secrets, err = webhookJSON(w); err != nil {
+			return err
+		}
+	}
+	err := s.write(ctx, func(c *sqlite.Conn) error {
+		for i, w := range webhooks {
+			r := &rows[i]
+			err := exec(c, `INSERT INTO posthorn_webhooks (id, repo_id, url, events, active, description, secrets, created_at, updated_at)
+				VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+				w.ID, w.RepoID, w.URL, r.events, w.Active, w.Description, r.secrets, w.CreatedAt, w.UpdatedAt)
+			if resultCode(err) == sqlite.ResultConstraintUnique {
+				return posthorn.Errorf(posthorn.CodeConflict, "there is a webhook %s already", w.ID)
+			}
+			if err != nil {
+				return err
+			}
+			r.seq = c.LastInsertRowID()
+			if err := exec(c, "INSERT INTO posthorn_logs (webhook) VALUES (?)", r.seq); err != nil {
+				return err
+			}
+			if err := changed(c, r.seq, w.RepoID); err != nil {
+				return err
+			}
+			if err := countWebhooks(c, w.RepoID, 1); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 	if err != nil {
 		return err
 	}
-	var seq int64
-	err = s.write(ctx, func(c *sqlite.Conn) error {
-		err := exec(c, `INSERT INTO posthorn_webhooks (id, repo_id, url, events, active, description, secrets, created_at, updated_at)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-			w.ID, w.RepoID, w.URL, events, w.Active, w.Description, secrets, w.CreatedAt, w.UpdatedAt)
-		if resultCode(err) == sqlite.ResultConstraintUnique {
-			return posthorn.Errorf(posthorn.CodeConflict, "there is a webhook %s already", w.ID)
-		}
-		if err != nil {
-			return err
-		}
-		seq = c.LastInsertRowID()
-		if err := exec(c, "INSERT INTO posthorn_logs (webhook) VALUES (?)", seq); err != nil {
-			return err
-		}
-		if err := changed(c, seq, w.RepoID); err != nil {
-			return err
-		}
-		return countWebhooks(c, w.RepoID, 1)
-	})
-	if err == nil {
-		w.Seq = seq
+	for i, w := range webhooks {
+		w.Seq = rows[i].seq
 	}
-	return err
+	return nil
 }
 
 // UpdateWebhook implements [posthorn.Store].

@@ -69,8 +69,11 @@ func TestBench(t *testing.T) {
 	if got := strings.Join(names, " "); got != want {
 		t.Errorf("the scenarios are\n%s, want\n%s", got, want)
 	}
-	if len(report.Growth.Before) != 5 || len(report.Growth.Listings) != 4 {
+	if len(report.Growth.Before) != 5 || len(report.Growth.Listings) != 7 {
 		t.Errorf("the growth is %+v", report.Growth)
+	}
+	if peak := report.Growth.FillMemory; runtime.GOOS == "linux" && (peak == nil || *peak < 1<<20) {
+		t.Errorf("filling took %v bytes of memory", peak)
 	}
 	for _, l := range report.Growth.Listings {
 		if l.BeforeMedian <= 0 || l.Median <= 0 || l.Max < l.Median {

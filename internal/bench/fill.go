@@ -21,12 +21,12 @@ type filler struct {
 }
 
 const (
-	growthRepo    = "history"
-	fillBatch     = 1000
-	busyShare     = 10  // one in ten deliveries is of the busy webhook
-	quietRows     = 100 // deliveries of the quiet webhook, about
-	growthOthers  = 20
-	growthWriters = 4
+	growthRepo   = "history"
+	fillBatch    = 1000
+	busyShare    = 10  // one in ten deliveries is of the busy webhook
+	quietRows    = 100 // deliveries of the quiet webhook, about
+	growthOthers = 20
+	fillWriters  = 4
 )
 
 // newFiller makes the webhooks that the deliveries are of.
@@ -62,31 +62,44 @@ func (f *filler) fill(ctx context.Context, rows int) error {
 	if err != nil {
 		return err
 	}
-	batches := max(0, rows-f.written) / fillBatch
-	var next atomic.Int64
-	err = parallel(ctx, growthWriters, func(ctx context.Context, _ int) error {
-		for {
-			i := int(next.Add(1)) - 1
-			if i >= batches {
-				return nil
-			}
-			if i%100 == 0 {
-				f.rig.note("%s of %s", grouped(int64(f.written+i*fillBatch)), grouped(int64(rows)))
-			}
-			if err := f.batch(ctx, node, f.written+i*fillBatch); err != nil {
-				return fmt.Errorf("fill the log: %w", err)
-			}
-		}
+	err = f.rig.inBatches(ctx, "deliveries", f.written, rows, func(ctx context.Context, from, to int) error {
+		return f.batch(ctx, node, from, to)
 	})
-	f.written += batches * fillBatch
+	if err != nil {
+		err = fmt.Errorf("fill the log: %w", err)
+	}
+	f.written = max(f.written, rows)
 	releasing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
 	_, releaseErr := s.Release(releasing, node, now)
 	return errors.Join(err, releaseErr)
 }
 
-// batch writes rows from a number on.
-func (f *filler) batch(ctx context.Context, node int64, first int) error {
+// inBatches calls write for all numbers from one up to another, some at a time, in several goroutines: while one batch is being
+// committed, others are made.
+func (r *rig) inBatches(ctx context.Context, what string, from, to int, write func(ctx context.Context, from, to int) error) error {
+	batches := (max(0, to-from) + fillBatch - 1) / fillBatch
+	var next atomic.Int64
+	return parallel(ctx, min(batches, fillWriters), func(ctx context.Context, _ int) error {
+		for ctx.Err() == nil {
+			i := int(next.Add(1)) - 1
+			if i >= batches {
+				return nil
+			}
+			start := from + i*fillBatch
+			if i%50 == 0 {
+				r.note("%s of %s %s", grouped(int64(start)), grouped(int64(to)), what)
+			}
+			if err := write(ctx, start, min(start+fillBatch, to)); err != nil {
+				return err
+			}
+		}
+		return ctx.Err()
+	})
+}
+
+// batch writes the rows of some numbers.
+func (f *filler) batch(ctx context.Context, node int64, from, to int) error {
 	s := f.rig.opts.Store
 	now, err := s.Now(ctx)
 	if err != nil {
@@ -94,10 +107,10 @@ func (f *filler) batch(ctx context.Context, node int64, first int) error {
 	}
 	events := posthorn.Batch{Node: node}
 	results := posthorn.Batch{Node: node}
-	for i := first; i < first+fillBatch; i++ {
+	for i := from; i < to; i++ {
 		w := f.webhook(i)
 		event := &posthorn.AcceptedEvent{
-			ID: fillID(now, i), RepoID: growthRepo, Type: measured, Payload: payload(now), CreatedAt: now, Deliveries: 1,
+			ID: uniqueID(now, i), RepoID: growthRepo, Type: measured, Payload: payload(now), CreatedAt: now, Deliveries: 1,
 		}
 		events.Events = append(events.Events, posthorn.NewEvent{
 			Event: event, Targets: []posthorn.Target{{WebhookSeq: w.Seq, Leased: true}}, Trigger: posthorn.TriggerAutomatic,
@@ -134,8 +147,8 @@ func (f *filler) webhook(i int) posthorn.Webhook {
 	return f.others[i%len(f.others)]
 }
 
-// fillID returns a unique ID of the form that a Dispatcher's have, which begin with the time.
-func fillID(now time.Time, i int) string {
+// uniqueID returns a unique ID of the form that a Dispatcher's have, which begin with the time.
+func uniqueID(now time.Time, i int) string {
 	ms := now.UnixMilli()
 	return fmt.Sprintf("%08x-%04x-7%03x-8000-%012x", ms>>16, ms&0xffff, i&0xfff, i)
 }

@@ -18,8 +18,9 @@ type Growth struct {
 	Deliveries  int       `json:"deliveries"` // that the log was filled with
 	Webhooks    int       `json:"webhooks"`   // that were created
 	FillSeconds float64   `json:"fillSeconds"`
-	Scenarios   []Row     `json:"scenarios"` // measured again
-	Before      []Row     `json:"before"`    // the same before
+	FillMemory  *int64    `json:"fillPeakMemoryBytes,omitempty"` // of this process
+	Scenarios   []Row     `json:"scenarios"`                     // measured again
+	Before      []Row     `json:"before"`                        // the same before
 	Listings    []Listing `json:"listings"`
 }
 
@@ -53,19 +54,22 @@ func (r *rig) growth(ctx context.Context, again []scenario, before []Row) (*Grow
 	if err != nil {
 		return nil, err
 	}
+	canReset := resetPeakMemory()
 	start := time.Now()
-	r.doing = "growth, webhooks"
+	r.doing = "growth"
 	const each = 10
 	if _, err := r.repos(ctx, "growth", max(1, r.opts.GrowthWebhooks/each), each, measured, r.url(pathOK, "growth")); err != nil {
 		return nil, err
 	}
 	r.done++
-	r.doing = "growth, deliveries"
 	if err := f.fill(ctx, r.opts.GrowthRows); err != nil {
 		return nil, err
 	}
 	r.done++
 	g.FillSeconds = time.Since(start).Seconds()
+	if peak := peakMemory(); canReset && peak >= 0 {
+		g.FillMemory = &peak
+	}
 	if g.Listings, err = f.listings(ctx); err != nil {
 		return nil, err
 	}
@@ -87,12 +91,14 @@ func (r *rig) growth(ctx context.Context, again []scenario, before []Row) (*Grow
 // listings reads the first page of each listing again and again.
 func (f *filler) listings(ctx context.Context) ([]Listing, error) {
 	d := f.rig.dispatcher
-	deliveries := func(w posthorn.Webhook) func() error {
+	deliveries := func(w posthorn.Webhook, q posthorn.DeliveryQuery) func() error {
 		return func() error {
-			_, err := d.Deliveries(ctx, posthorn.DeliveryQuery{RepoID: growthRepo, WebhookID: w.ID, Limit: 50})
+			q.RepoID, q.WebhookID, q.Limit = growthRepo, w.ID, 50
+			_, err := d.Deliveries(ctx, q)
 			return err
 		}
 	}
+	none := false // has failed; whoever looks for one examines as many rows as a page may
 	reads := []struct {
 		name string
 		read func() error
@@ -101,8 +107,11 @@ func (f *filler) listings(ctx context.Context) ([]Listing, error) {
 			_, err := d.Webhooks(ctx, posthorn.WebhookQuery{RepoID: growthRepo, Limit: 50})
 			return err
 		}},
-		{"deliveries of a busy webhook", deliveries(f.busy)},
-		{"deliveries of a quiet webhook", deliveries(f.quiet)},
+		{"deliveries of a busy webhook", deliveries(f.busy, posthorn.DeliveryQuery{})},
+		{"deliveries of a quiet webhook", deliveries(f.quiet, posthorn.DeliveryQuery{})},
+		{"failed deliveries of a quiet webhook", deliveries(f.quiet, posthorn.DeliveryQuery{Success: &none})},
+		{"failed deliveries of a busy webhook", deliveries(f.busy, posthorn.DeliveryQuery{Success: &none})},
+		{"deliveries of a type, of which there are none", deliveries(f.busy, posthorn.DeliveryQuery{EventType: beside})},
 		{"events of a repo", func() error {
 			_, err := d.Events(ctx, posthorn.EventQuery{RepoID: growthRepo, Limit: 50})
 			return err
@@ -124,8 +133,12 @@ func (f *filler) listings(ctx context.Context) ([]Listing, error) {
 }
 
 func (g *Growth) print(w io.Writer) {
-	fmt.Fprintf(w, "\nWith %s more deliveries in the log and %s more webhooks, which took %s s to write; × BEFORE is the ratio to above:\n\n",
-		grouped(int64(g.Deliveries)), grouped(int64(g.Webhooks)), grouped(int64(g.FillSeconds)))
+	memory := ""
+	if g.FillMemory != nil {
+		memory = fmt.Sprintf(" and %s MiB of memory", grouped(*g.FillMemory>>20))
+	}
+	fmt.Fprintf(w, "\nWith %s more deliveries in the log and %s more webhooks, which took %s s%s to write; × BEFORE is the ratio to above:\n\n",
+		grouped(int64(g.Deliveries)), grouped(int64(g.Webhooks)), grouped(int64(g.FillSeconds)), memory)
 	before := map[string]Row{}
 	for _, row := range g.Before {
 		before[row.Name] = row

@@ -10,7 +10,6 @@ import (
 	"runtime/pprof"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/musehub/posthorn"
@@ -28,10 +27,12 @@ type rig struct {
 	refusing   string // an address at which nobody listens
 	client     *child // once it was needed
 	made       map[string][]string
+	webhooks   int    // that were made for those
 	profile    string // the file for a CPU profile of what is measured next, or ""
 	done       int    // steps
 	steps      int
 	doing      string
+	noting     sync.Mutex // for Progress
 }
 
 // defaultTimeout of attempts is that of a server.
@@ -109,6 +110,8 @@ func (r *rig) close() error {
 
 // note shows what is being done.
 func (r *rig) note(format string, args ...any) {
+	r.noting.Lock()
+	defer r.noting.Unlock()
 	if r.opts.Progress != nil {
 		what := r.doing
 		if format != "" {
@@ -130,24 +133,23 @@ func (r *rig) repos(ctx context.Context, prefix string, count, n int, eventType,
 	for i := range repos {
 		repos[i] = prefix + "-" + strconv.Itoa(i)
 	}
-	var made atomic.Int64
-	err := parallel(ctx, min(count*n, 16), func(ctx context.Context, _ int) error {
-		for ctx.Err() == nil {
-			i := int(made.Add(1)) - 1
-			if i >= count*n {
-				return nil
-			}
-			if i%1000 == 0 && count*n > 1000 {
-				r.note("webhook %d of %d", i, count*n)
-			}
-			_, err := r.dispatcher.CreateWebhook(ctx, posthorn.NewWebhook{
-				RepoID: repos[i/n], URL: url, Events: []string{eventType}, Secret: signature.GenerateSecret(),
-			})
-			if err != nil {
-				return err
-			}
+	// The Dispatcher makes one, with a secret, and the others are as that one.
+	first, err := r.dispatcher.CreateWebhook(ctx, posthorn.NewWebhook{
+		RepoID: repos[0], URL: url, Events: []string{eventType}, Secret: signature.GenerateSecret(),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("create webhooks: %w", err)
+	}
+	offset := r.webhooks
+	r.webhooks += count * n
+	err = r.inBatches(ctx, "webhooks", 1, count*n, func(ctx context.Context, from, to int) error {
+		webhooks := make([]*posthorn.Webhook, 0, to-from)
+		for i := from; i < to; i++ {
+			w := first
+			w.ID, w.RepoID = uniqueID(first.CreatedAt, offset+i), repos[i/n]
+			webhooks = append(webhooks, &w)
 		}
-		return ctx.Err()
+		return r.opts.Store.CreateWebhooks(ctx, webhooks...)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("create webhooks: %w", err)

@@ -400,7 +400,7 @@ func testCancelled(s *suite) {
 	s.deliver(node, e, start, w)
 	ctx := cancelled(s)
 	calls := map[string]func() error{
-		"CreateWebhook": func() error { return s.CreateWebhook(ctx, &posthorn.Webhook{ID: s.uuid(), RepoID: repo}) },
+		"CreateWebhooks": func() error { return s.CreateWebhooks(ctx, &posthorn.Webhook{ID: s.uuid(), RepoID: repo}) },
 		"UpdateWebhook": func() error {
 			_, err := s.UpdateWebhook(ctx, repo, w.ID, func(*posthorn.Webhook) error { return nil })
 			return err

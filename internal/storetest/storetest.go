@@ -19,7 +19,7 @@ import (
 // Run holds a store to the contract. The function open returns an empty store and sees to it that the test closes it.
 func Run(t *testing.T, open func(t *testing.T) posthorn.Store) {
 	for _, test := range []func(*suite){
-		testWebhook, testWebhookUpdate, testWebhookDelete, testWebhookPages, testWebhookPagesOfAllRepos, testWebhookSeqGrows,
+		testWebhook, testWebhooksTogether, testWebhookUpdate, testWebhookDelete, testWebhookPages, testWebhookPagesOfAllRepos, testWebhookSeqGrows,
 		testChanges, testChangesMany, testChangesConcurrently, testSetting, testSettingRace, testNow,
 
 		testEvent, testEventPages, testEventPageBytes, testPayloadBytes, testTimes,
@@ -108,7 +108,7 @@ func (s *suite) webhookIn(repoID string) posthorn.Webhook {
 		ID: s.uuid(), RepoID: repoID, URL: "https://example.com/hook", Events: []string{"push"}, Active: true,
 		CreatedAt: start, UpdatedAt: start,
 	}
-	s.check(s.CreateWebhook(s.Context(), &w))
+	s.check(s.CreateWebhooks(s.Context(), &w))
 	return w
 }
 

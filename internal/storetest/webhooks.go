@@ -21,7 +21,7 @@ func testWebhook(s *suite) {
 		},
 		CreatedAt: start.Add(123 * time.Nanosecond), UpdatedAt: start.Add(time.Minute).Local(),
 	}
-	s.check(s.CreateWebhook(s.Context(), &w))
+	s.check(s.CreateWebhooks(s.Context(), &w))
 	if w.Seq <= 0 {
 		s.Fatalf("Seq is %d", w.Seq)
 	}
@@ -36,6 +36,57 @@ func testWebhook(s *suite) {
 	s.wantCode(err, posthorn.CodeNotFound)
 	_, err = s.Webhook(s.Context(), repo, s.uuid())
 	s.wantCode(err, posthorn.CodeNotFound)
+}
+
+// testWebhooksTogether stores several webhooks at once, of two repos, and some that can't be.
+func testWebhooksTogether(s *suite) {
+	first := s.webhook()
+	made := make([]posthorn.Webhook, 5)
+	var pointers []*posthorn.Webhook
+	for i := range made {
+		// Neither IDs nor repos are in the order in which they are given.
+		made[i] = posthorn.Webhook{ID: fmt.Sprint(9 - i), RepoID: []string{"z", repo}[i%2], Events: []string{"push"}, CreatedAt: start, UpdatedAt: start}
+		pointers = append(pointers, &made[i])
+	}
+	before, err := s.Changes(s.Context(), 0)
+	s.check(err)
+	s.check(s.CreateWebhooks(s.Context(), pointers...))
+	want := posthorn.Changes{Version: before.Version + int64(len(made))}
+	last := first.Seq
+	for i, w := range made {
+		if w.Seq <= last {
+			s.Errorf("Seq %d follows %d", w.Seq, last)
+		}
+		last = w.Seq
+		want.Webhooks = append(want.Webhooks, posthorn.ChangedWebhook{Seq: w.Seq, RepoID: w.RepoID})
+		got, err := s.Webhook(s.Context(), w.RepoID, w.ID)
+		s.check(err)
+		s.equal("webhooks", got, made[i])
+	}
+	s.equal("changes", s.changes(before.Version), want)
+	listed := func(repoID string, want ...posthorn.Webhook) {
+		s.Helper()
+		page, err := s.Webhooks(s.Context(), posthorn.WebhookQuery{RepoID: repoID})
+		s.check(err)
+		s.equal("the webhooks of "+repoID, page, posthorn.Page[posthorn.Webhook]{Items: want, Total: int64(len(want))})
+	}
+	all := func() {
+		s.Helper()
+		listed("z", made[0], made[2], made[4])
+		listed(repo, first, made[1], made[3])
+		listed("", first, made[0], made[1], made[2], made[3], made[4])
+	}
+	all()
+
+	version := s.changes(0).Version
+	s.check(s.CreateWebhooks(s.Context()))
+	fresh := posthorn.Webhook{ID: s.uuid(), RepoID: repo, CreatedAt: start, UpdatedAt: start}
+	again := made[2]
+	s.wantCode(s.CreateWebhooks(s.Context(), &fresh, &again), posthorn.CodeConflict)
+	twin := fresh
+	s.wantCode(s.CreateWebhooks(s.Context(), &fresh, &twin), posthorn.CodeConflict)
+	all()
+	s.equal("the version after what came to nothing", s.changes(0).Version, version)
 }
 
 func testWebhookUpdate(s *suite) {
@@ -133,7 +184,7 @@ func testWebhookPages(s *suite) {
 		if i == 2 {
 			w.CreatedAt = start.Add(-time.Hour) // Seq decides the order, not the time
 		}
-		s.check(s.CreateWebhook(s.Context(), &w))
+		s.check(s.CreateWebhooks(s.Context(), &w))
 		s.webhookIn("another repo")
 		want = append(want, w)
 	}
@@ -289,7 +340,7 @@ func testChangesConcurrently(s *suite) {
 	changeAll := func(repoID string) error {
 		for i := range rounds {
 			w := posthorn.Webhook{ID: fmt.Sprint(repoID, "-", i), RepoID: repoID, CreatedAt: start, UpdatedAt: start}
-			if err := s.CreateWebhook(s.Context(), &w); err != nil {
+			if err := s.CreateWebhooks(s.Context(), &w); err != nil {
 				return err
 			}
 			_, err := s.UpdateWebhook(s.Context(), repoID, w.ID, func(w *posthorn.Webhook) error {
