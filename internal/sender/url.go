@@ -8,6 +8,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"golang.org/x/net/idna"
 )
 
 const maxURLRunes = 2048
@@ -53,6 +55,12 @@ func (s *Sender) CheckURL(raw string) (*url.URL, error) {
 			return nil, err
 		}
 	}
+	if !isASCII(host) {
+		// As net/http does when it dials: full-width digits and ideographic full stops become what they look like.
+		if host, err = idna.Lookup.ToASCII(host); err != nil {
+			return nil, errors.New("hostname with characters that no internationalized domain name has")
+		}
+	}
 	if ip, err := netip.ParseAddr(host); err == nil {
 		if err := s.judge(netip.AddrPortFrom(ip, port)); err != nil {
 			return nil, fmt.Errorf("host %s is %w", host, err)
@@ -89,8 +97,7 @@ func ParseURL(raw string) (*url.URL, error) {
 	return url.Parse(b.String())
 }
 
-// checkHostname refuses what is neither a name that DNS can know nor an IP address. Names with characters beyond
-// ASCII are left to IDNA when they are dialed.
+// checkHostname refuses what is neither a name that DNS can know nor an IP address.
 func checkHostname(host string) error {
 	name := strings.TrimSuffix(host, ".")
 	labels := strings.Split(name, ".")
@@ -98,11 +105,11 @@ func checkHostname(host string) error {
 		return errors.New("host is longer than 253 characters") // RFC 1035, section 2.3.4, without length octets
 	}
 	for _, label := range labels {
-		if label == "" || len(label) > 63 && isASCII(label) {
+		if label == "" || len(label) > 63 {
 			return errors.New("each part of a hostname has 1 to 63 characters")
 		}
 		// An underscore is no character of a hostname (RFC 1123, section 2.1), but DNS takes it and some have it.
-		if i := strings.IndexFunc(label, func(r rune) bool { return r < utf8.RuneSelf && !isAlnum(r) && r != '-' && r != '_' }); i >= 0 {
+		if i := strings.IndexFunc(label, func(r rune) bool { return !isAlnum(r) && r != '-' && r != '_' }); i >= 0 {
 			return fmt.Errorf("hostname with the character %q", label[i])
 		}
 	}
