@@ -88,7 +88,11 @@ func (s *Sender) dial(ctx context.Context, addr string, secure bool) (net.Conn, 
 // absolute returns a name in the form that no search domain of the machine is added to: a webhook's host is the same
 // everywhere, and none of its tenants may have names completed to internal ones.
 func absolute(host string) string {
-	return strings.TrimSuffix(host, ".") + "."
+	name := strings.TrimSuffix(host, ".")
+	if strings.EqualFold(name, "localhost") {
+		return name // of the hosts file, where the C library looks for it in this form only
+	}
+	return name + "."
 }
 
 // control is asked for every connection, with the address it is about to be made to.

@@ -278,3 +278,29 @@ func FuzzGuard(f *testing.F) {
 		}
 	})
 }
+
+// What is said of a row is what becomes of it.
+func TestExplain(t *testing.T) {
+	s, passed := newRecorder(t, Config{Resolver: guardtest.NewDNS(t, guardtest.Names).Resolver()})
+	for _, row := range guardtest.Rows() {
+		v := s.Explain(t.Context(), row.URL)
+		want := row.Registration
+		if want == "" {
+			want = row.Delivery[strings.LastIndex(row.Delivery, ": ")+2:]
+		}
+		if (v.Phase == "registration") != (row.Registration != "") || v.Phase == "" || !strings.Contains(v.Reason, want) {
+			t.Errorf("%s: %+v, want %q", row.URL, v, want)
+		}
+		if strings.Contains(want, "refused") && (!strings.Contains(want, v.Rule[:8]) || v.Remedy == "") {
+			t.Errorf("%s: %+v, want %q", row.URL, v, want)
+		}
+	}
+	for _, raw := range []string{"http://public.test/", "https://8.8.8.8/"} {
+		if v := s.Explain(t.Context(), raw); v != (Verdict{}) {
+			t.Errorf("%s: %+v", raw, v)
+		}
+	}
+	if passed.String() != "" {
+		t.Errorf("connected to %v", passed)
+	}
+}
