@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -35,6 +36,14 @@ type Config struct {
 	// CIDR prefixes, each optionally with a port ("10.0.0.0/8", "127.0.0.1:9000", "[fd00::/8]:443").
 	// The metadata services of clouds stay closed unless their exact address is named. Defaults to none.
 	AllowTargets []string
+
+	// OwnAddresses are where this program itself listens. They stay closed unless AllowTargets names exactly that address
+	// and port. An unspecified address (0.0.0.0, ::) stands for all that the machine has. Defaults to none.
+	OwnAddresses []netip.AddrPort
+
+	// NAT64 are the prefixes under which the network translates IPv6 to IPv4, such as "64:ff9b::/96" (RFC 6052). An
+	// address under one is judged by the IPv4 address in it. Defaults to none.
+	NAT64 []string
 
 	// MaxPayload is how many bytes an event's payload may have. Defaults to 1 MiB; at most 25 MiB.
 	MaxPayload int
@@ -130,16 +139,24 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-func (c Config) allowTargets() ([]sender.Target, error) {
-	targets := make([]sender.Target, len(c.AllowTargets))
-	for i, s := range c.AllowTargets {
+// sender returns what the sender is to be made with.
+func (c Config) sender() (sender.Config, error) {
+	cfg := sender.Config{Timeout: c.Timeout, OwnAddresses: slices.Clone(c.OwnAddresses)}
+	for _, s := range c.AllowTargets {
 		t, err := sender.ParseTarget(s)
 		if err != nil {
-			return nil, Errorf(CodeInvalid, "Config.AllowTargets: %w", err)
+			return cfg, Errorf(CodeInvalid, "Config.AllowTargets: %w", err)
 		}
-		targets[i] = t
+		cfg.AllowTargets = append(cfg.AllowTargets, t)
 	}
-	return targets, nil
+	for _, s := range c.NAT64 {
+		p, err := sender.ParseNAT64(s)
+		if err != nil {
+			return cfg, Errorf(CodeInvalid, "Config.NAT64: %w", err)
+		}
+		cfg.NAT64 = append(cfg.NAT64, p)
+	}
+	return cfg, nil
 }
 
 func setDefault[T comparable](field *T, value T) {

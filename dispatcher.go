@@ -91,7 +91,7 @@ func New(store Store, cfg Config) (*Dispatcher, error) {
 	if err != nil {
 		return nil, err
 	}
-	targets, err := cfg.allowTargets()
+	sending, err := cfg.sender()
 	if err != nil {
 		return nil, err
 	}
@@ -105,9 +105,7 @@ func New(store Store, cfg Config) (*Dispatcher, error) {
 	}
 	d := &Dispatcher{
 		cfg: cfg, store: store, log: cfg.Logger, box: box, headers: brandedHeaders(cfg.Brand), clock: clock,
-		sender: sender.New(sender.Config{
-			AllowTargets: targets, Timeout: cfg.Timeout,
-		}),
+		sender:        sender.New(sending),
 		subscriptions: newSubscriptions(store, box, clock.now),
 		lost:          make(chan struct{}, 1),
 		changed:       make(chan struct{}, 1),

@@ -265,6 +265,25 @@ func (d *Dispatcher) checkWebhook(w *Webhook) error {
 	return nil
 }
 
+// URLCheck is what [Dispatcher.CheckURL] finds.
+type URLCheck struct {
+	Deliverable bool   // a request would be sent
+	Phase       string // otherwise, the one in which it ends: "registration", "DNS" or "connect"
+	Reason      string // the same in words
+	Rule        string // of the guard, where that decides
+	Remedy      string // the setting that would change the rule's decision
+}
+
+// CheckURL says what would become of a webhook's URL: whether it can be registered, and whether an attempt would get to
+// the point of connecting. It looks the host up and connects to nothing. It tells no address that the host resolves to.
+func (d *Dispatcher) CheckURL(ctx context.Context, url string) (URLCheck, error) {
+	v := d.sender.Explain(ctx, url)
+	if err := ctx.Err(); err != nil {
+		return URLCheck{}, err
+	}
+	return URLCheck{v.Phase == "", v.Phase, v.Reason, v.Rule, v.Remedy}, nil
+}
+
 // addSecret puts a secret in front of those that the webhook has.
 func (d *Dispatcher) addSecret(w *Webhook, secret string) error {
 	if len(secret) > MaxSecretLength || !utf8.ValidString(secret) {

@@ -28,6 +28,7 @@ var routes = []string{
 	"GET /api/v1/repos/{repoId}/webhooks/{webhookId}/deliveries",
 	"GET /api/v1/repos/{repoId}/webhooks/{webhookId}/deliveries/{deliveryId}",
 	"PATCH /api/v1/repos/{repoId}/webhooks/{webhookId}",
+	"POST /api/v1/check-url",
 	"POST /api/v1/repos/{repoId}/events",
 	"POST /api/v1/repos/{repoId}/events:batch",
 	"POST /api/v1/repos/{repoId}/webhooks",
@@ -85,7 +86,7 @@ func TestDocument(t *testing.T) {
 		}
 	})
 	for name, schema := range schemas {
-		isRequest := slices.Contains([]string{"NewWebhook", "WebhookPatch", "NewEvent", "NewEvents"}, name)
+		isRequest := slices.Contains([]string{"NewWebhook", "WebhookPatch", "NewEvent", "NewEvents", "CheckedURL"}, name)
 		if more := schema.(map[string]any)["additionalProperties"]; more != !isRequest {
 			t.Errorf("%s: additionalProperties is %v", name, more)
 		}
@@ -105,7 +106,7 @@ func checkOperation(t *testing.T, route string, op map[string]any) {
 	if want := regexp.MustCompile(`{\w+}`).FindAllString(route, -1); !slices.Equal(inPath, want) {
 		t.Errorf("%s has the path parameters %v", route, inPath)
 	}
-	hasBody := strings.HasPrefix(route, "PATCH") || strings.HasSuffix(route, "/webhooks") && route[0] == 'P' || strings.Contains(route, "/events") && route[0] == 'P'
+	hasBody := strings.HasPrefix(route, "PATCH") || strings.HasSuffix(route, "/check-url") || strings.HasSuffix(route, "/webhooks") && route[0] == 'P' || strings.Contains(route, "/events") && route[0] == 'P'
 	if (op["requestBody"] != nil) != hasBody {
 		t.Errorf("%s: request body %v", route, op["requestBody"])
 	}

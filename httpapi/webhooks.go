@@ -83,6 +83,25 @@ type updateWebhookInput struct {
 	jsonBody[webhookPatchJSON]
 }
 
+// checkedURLJSON is the body that asks about a URL.
+type checkedURLJSON struct {
+	_   struct{} `additionalProperties:"false"`
+	URL string   `json:"url" example:"https://example.com/hook"`
+}
+
+// urlCheckJSON is what would become of a URL.
+type urlCheckJSON struct {
+	Deliverable bool   `json:"deliverable" doc:"A request would be sent to it"`
+	Phase       string `json:"phase,omitempty" enum:"registration,DNS,connect" doc:"Where it ends otherwise"`
+	Reason      string `json:"reason,omitempty" doc:"The same in words" example:"refused by the rule loopback 127.0.0.0/8; --allow-target (Config.AllowTargets) opens it"`
+	Rule        string `json:"rule,omitempty" doc:"The rule of the guard, where that decides" example:"loopback 127.0.0.0/8"`
+	Remedy      string `json:"remedy,omitempty" doc:"The setting that would change the rule's decision" example:"--allow-target (Config.AllowTargets) opens it"`
+}
+
+type checkURLInput struct {
+	jsonBody[checkedURLJSON]
+}
+
 // output is what an operation answers whose status and headers are always the same.
 type output[T any] struct{ Body T }
 
@@ -110,6 +129,12 @@ func (s *server) registerWebhooks() {
 		Summary:     "Delete a webhook",
 		Description: "Its queue and its deliveries go with it. Nothing is sent to it any more, except what is on the wire.",
 	}, webhooksWrite, s.deleteWebhook)
+	operation(s, huma.Operation{
+		OperationID: "checkUrl", Method: http.MethodPost, Path: "/check-url", Tags: tags,
+		Summary: "Check a URL",
+		Description: "Says whether a webhook with the URL could be created, and whether requests would be sent to it; and if not, " +
+			"which rule decides and the setting that would change it. The host is looked up, and nothing is connected to.",
+	}, webhooksWrite, s.checkURL)
 	operation(s, huma.Operation{
 		OperationID: "pingWebhook", Method: http.MethodPost, Path: "/repos/{repoId}/webhooks/{webhookId}/ping", Tags: tags,
 		Summary: "Send a ping", DefaultStatus: http.StatusAccepted,
@@ -171,6 +196,14 @@ func (s *server) updateWebhook(ctx context.Context, in *updateWebhookInput) (*ou
 
 func (s *server) deleteWebhook(ctx context.Context, in *webhookInput) (*struct{}, error) {
 	return nil, s.dispatcher.DeleteWebhook(ctx, in.RepoID, in.WebhookID)
+}
+
+func (s *server) checkURL(ctx context.Context, in *checkURLInput) (*output[urlCheckJSON], error) {
+	check, err := s.dispatcher.CheckURL(ctx, in.body.URL)
+	if err != nil {
+		return nil, err
+	}
+	return &output[urlCheckJSON]{urlCheckJSON(check)}, nil
 }
 
 func (s *server) pingWebhook(ctx context.Context, in *webhookInput) (*output[receiptJSON], error) {

@@ -58,6 +58,20 @@ func startDaemon(ctx context.Context, cfg daemonConfig) (_ *daemon, err error) {
 			return nil, err
 		}
 	}
+	// Listening comes before starting, which may take over work: an address in use shows before that. And the dispatcher is
+	// to know the address, so that no webhook leads back here.
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", cfg.listen)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			listener.Close()
+		}
+	}()
+	if own, ok := listener.Addr().(*net.TCPAddr); ok {
+		cfg.posthorn.OwnAddresses = append(cfg.posthorn.OwnAddresses, own.AddrPort())
+	}
 	if d.dispatcher, err = posthorn.New(d.store, cfg.posthorn); err != nil {
 		return nil, err
 	}
@@ -68,13 +82,7 @@ func startDaemon(ctx context.Context, cfg daemonConfig) (_ *daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
-	// Listening comes before starting, which may take over work: an address in use shows before that.
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", cfg.listen)
-	if err != nil {
-		return nil, err
-	}
-	if err := d.dispatcher.Start(ctx); err != nil {
-		listener.Close()
+	if err = d.dispatcher.Start(ctx); err != nil {
 		return nil, err
 	}
 

@@ -35,6 +35,7 @@ type cli struct {
 	Dispatch   dispatchCmd   `cmd:"" group:"client" help:"Dispatch an event to the webhooks of a repo that subscribe to it."`
 	Deliveries deliveriesCmd `cmd:"" group:"client" help:"List, show, follow and repeat deliveries."`
 	Events     eventsCmd     `cmd:"" group:"client" help:"List and show events."`
+	CheckURL   checkURLCmd   `cmd:"" name:"check-url" group:"client" help:"Say whether the server would send to a URL, and which rule decides."`
 	EventTypes eventTypesCmd `cmd:"" group:"client" help:"List the types of events that the server takes."`
 
 	Listen  listenCmd  `cmd:"" group:"tools" help:"Receive webhooks on this machine and print them."`

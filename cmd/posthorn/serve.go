@@ -28,6 +28,7 @@ type serveCmd struct {
 	database
 
 	AllowTarget []string      `group:"deliveries" placeholder:"CIDR[:PORT]" help:"Network or address that deliveries may go to although it isn't public, such as 10.0.0.0/8 or 127.0.0.1:9000. Can be repeated."`
+	NAT64       []string      `group:"deliveries" name:"nat64" placeholder:"PREFIX" help:"Prefix under which the network translates IPv6 to IPv4, such as 64:ff9b::/96. An address under it is judged by the IPv4 address in it. Can be repeated."`
 	EventTypes  []string      `group:"deliveries" placeholder:"TYPE,…" help:"Event types that may be dispatched and subscribed to (default ${event_types})."`
 	RetryPolicy string        `group:"deliveries" default:"musehub" placeholder:"NAME" help:"When a failing delivery is attempted again: musehub (3 attempts within seconds), standard (10 over three days) or none (default ${default})."`
 	Timeout     time.Duration `group:"deliveries" default:"10s" placeholder:"DURATION" help:"How long one attempt may take, from the DNS look-up to the last byte of the response (default ${default})."`
@@ -59,7 +60,9 @@ is no key file then; whoever has the database doesn't have the secrets.
 
 Keep the password out of the command line, which ps shows: in POSTHORN_DATABASE, PGPASSWORD or the file ~/.pgpass.
 
-Deliveries to private, loopback and otherwise special addresses are refused unless --allow-target names them.
+Deliveries to private, loopback and otherwise special addresses are refused unless --allow-target names them, and those to
+the server's own address unless it names exactly that address and port. Names are looked up without the machine's search
+domains.
 
 To keep the encryption keys elsewhere, pass them in the environment variable POSTHORN_SECRET_KEYS, separated by commas:
 the first encrypts, all decrypt. MUSE_WEBHOOK_SECRET_KEY is taken too, when the other isn't set. A key has no flag, since
@@ -79,6 +82,11 @@ func (c *serveCmd) Validate() error {
 	for _, s := range c.AllowTarget {
 		if _, err := sender.ParseTarget(s); err != nil {
 			return fmt.Errorf("--allow-target: %w", err)
+		}
+	}
+	for _, s := range c.NAT64 {
+		if _, err := sender.ParseNAT64(s); err != nil {
+			return fmt.Errorf("--nat64: %w", err)
 		}
 	}
 	if _, err := posthorn.RetryPolicyByName(c.RetryPolicy); err != nil {
@@ -125,6 +133,7 @@ func (c *serveCmd) Run() error {
 			RetryPolicy:           &policy,
 			Timeout:               c.Timeout,
 			AllowTargets:          c.AllowTarget,
+			NAT64:                 c.NAT64,
 			MaxPayload:            int(c.MaxPayload),
 			MaxInFlight:           c.MaxInFlight,
 			MaxInFlightPerWebhook: c.MaxInFlightPerWebhook,

@@ -258,3 +258,30 @@ type receipt struct {
 func (r receipt) show() error {
 	return details(field{"event", r.EventID}, field{"deliveries", strconv.Itoa(r.Deliveries)})
 }
+
+type checkURLCmd struct {
+	connection
+	URL string `arg:"" help:"The URL."`
+}
+
+// Help is what --help shows below the summary.
+func (*checkURLCmd) Help() string {
+	return `The server looks the host up and connects to nothing. What it answers names the rule that decides, and the flag of
+posthorn serve that would change it, if one would. The exit code is 1
+if nothing would be sent, but with --json, where the answer says it.`
+}
+
+// Run asks the server.
+func (c *checkURLCmd) Run() error {
+	body := map[string]string{"url": c.URL}
+	return perform(c.connection, request{method: http.MethodPost, path: "/check-url", body: body}, func(check struct {
+		Deliverable                 bool
+		Phase, Reason, Rule, Remedy string
+	}) error {
+		if !check.Deliverable {
+			return fmt.Errorf("nothing would be sent: %s: %s", check.Phase, printable(check.Reason))
+		}
+		_, err := fmt.Println("requests would be sent")
+		return err
+	})
+}

@@ -6,7 +6,7 @@ import (
 	"net"
 	"net/http/httptrace"
 	"net/netip"
-	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -26,7 +26,7 @@ func (s *Sender) dial(ctx context.Context, addr string, secure bool) (net.Conn, 
 	if err != nil {
 		return nil, err
 	}
-	port, err := strconv.ParseUint(portText, 10, 16)
+	port, err := parsePort(portText)
 	if err != nil {
 		return nil, err
 	}
@@ -34,6 +34,8 @@ func (s *Sender) dial(ctx context.Context, addr string, secure bool) (net.Conn, 
 	a.mark(dialing)
 	if _, err := netip.ParseAddr(host); err == nil {
 		a.marks[resolved].Store(a.marks[dialing].Load())
+	} else {
+		addr = net.JoinHostPort(absolute(host), portText)
 	}
 	var refused error // written before any address is dialed
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
@@ -44,7 +46,7 @@ func (s *Sender) dial(ctx context.Context, addr string, secure bool) (net.Conn, 
 			a.mark(resolved)
 			for _, ip := range info.Addrs {
 				addr, _ := netip.AddrFromSlice(ip.IP)
-				if refused = s.judge(netip.AddrPortFrom(addr.WithZone(ip.Zone), uint16(port))); refused != nil {
+				if refused = s.judge(netip.AddrPortFrom(addr.WithZone(ip.Zone), port)); refused != nil {
 					return
 				}
 			}
@@ -83,14 +85,24 @@ func (s *Sender) dial(ctx context.Context, addr string, secure bool) (net.Conn, 
 	return secured, nil
 }
 
+// absolute returns a name in the form that no search domain of the machine is added to: a webhook's host is the same
+// everywhere, and none of its tenants may have names completed to internal ones.
+func absolute(host string) string {
+	name := strings.TrimSuffix(host, ".")
+	if strings.EqualFold(name, "localhost") {
+		return name // of the hosts file, where the C library looks for it in this form only
+	}
+	return name + "."
+}
+
 // control is asked for every connection, with the address it is about to be made to.
 func (s *Sender) control(network, address string) error {
 	if network != "tcp4" && network != "tcp6" {
-		return refusal("not TCP")
+		return refusal{rule: "not TCP"}
 	}
 	target, err := netip.ParseAddrPort(address)
 	if err != nil {
-		return refusal("not an IP address")
+		return refusal{rule: "not an IP address"}
 	}
 	if err := s.judge(target); err != nil {
 		return err

@@ -2,102 +2,15 @@ package sender
 
 import (
 	"bufio"
-	"context"
 	"encoding/binary"
 	"io"
 	"net"
 	"net/netip"
 	"strings"
-	"sync"
 	"testing"
+
+	"github.com/musehub/posthorn/internal/guardtest"
 )
-
-// dnsServer answers for names with the addresses given, for "hang.test." never, and otherwise that there is no such
-// name. It returns a resolver that asks it.
-func dnsServer(t *testing.T, names map[string]string) *net.Resolver {
-	server, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		buf := make([]byte, 1500)
-		for {
-			n, from, err := server.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			if reply := answer(buf[:n], names); reply != nil {
-				server.WriteTo(reply, from)
-			}
-		}
-	})
-	// The Go resolver doesn't notice the end of a context while it waits for an answer.
-	var mu sync.Mutex
-	var conns []net.Conn
-	t.Cleanup(func() {
-		server.Close()
-		mu.Lock()
-		defer mu.Unlock()
-		for _, c := range conns {
-			c.Close()
-		}
-		conns = nil
-		wg.Wait()
-	})
-	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		c, err := new(net.Dialer).DialContext(ctx, "udp4", server.LocalAddr().String())
-		if err == nil {
-			mu.Lock()
-			defer mu.Unlock()
-			conns = append(conns, c)
-		}
-		return c, err
-	}}
-}
-
-// answer makes the response to a query with one question (RFC 1035, section 4).
-func answer(query []byte, names map[string]string) []byte {
-	const headerLen, typeA, typeAAAA, nameError, serverFailure = 12, 1, 28, 3, 2
-	name, end := "", headerLen
-	for query[end] != 0 {
-		next := end + 1 + int(query[end])
-		name += string(query[end+1:next]) + "."
-		end = next
-	}
-	end++
-	kind := binary.BigEndian.Uint16(query[end:])
-	end += 4
-
-	if name == "hang.test." {
-		return nil
-	}
-	addresses, known := names[name]
-	flags := uint16(0x8180) // a response, recursion desired and available
-	if !known {
-		flags |= nameError
-	}
-	if addresses == "fail" {
-		flags, addresses = flags|serverFailure, ""
-	}
-	reply := append([]byte(nil), query[:end]...)
-	count := 0
-	for _, address := range strings.Fields(addresses) {
-		ip := netip.MustParseAddr(address)
-		if ip.Is4() && kind == typeA || ip.Is6() && kind == typeAAAA {
-			reply = append(reply, 0xc0, headerLen) // the name of the question
-			reply = binary.BigEndian.AppendUint16(reply, kind)
-			reply = append(reply, 0, 1, 0, 0, 0, 0) // class IN, TTL 0
-			reply = binary.BigEndian.AppendUint16(reply, uint16(ip.BitLen()/8))
-			reply = append(reply, ip.AsSlice()...)
-			count++
-		}
-	}
-	binary.BigEndian.PutUint16(reply[2:], flags)
-	binary.BigEndian.PutUint16(reply[6:], uint16(count))
-	clear(reply[8:headerLen])
-	return reply
-}
 
 func TestNamesAreJudged(t *testing.T) {
 	const allow = "; --allow-target (Config.AllowTargets) opens it"
@@ -119,7 +32,7 @@ func TestNamesAreJudged(t *testing.T) {
 		{"fail", "", "request error: DNS: the lookup failed"},
 		{"", "", "request error: DNS: no such host"},
 	} {
-		cfg := Config{Resolver: dnsServer(t, map[string]string{"hook.test.": test.addresses})}
+		cfg := Config{Resolver: guardtest.NewDNS(t, map[string]string{"hook.test.": test.addresses}).Resolver()}
 		if test.allow != "" {
 			cfg.AllowTargets = []Target{mustTarget(test.allow)}
 		}
@@ -142,8 +55,8 @@ func TestNamesAreJudged(t *testing.T) {
 // Control holds even if the first look at the addresses went wrong.
 func TestControlIsTheLastLine(t *testing.T) {
 	s, passed := newSender(t, Config{})
-	for _, row := range refusedAddresses {
-		for _, ip := range strings.Fields(row.addresses) {
+	for _, row := range guardtest.Refused {
+		for _, ip := range strings.Fields(row.List) {
 			network := "tcp6"
 			if netip.MustParseAddr(ip).Is4() {
 				network = "tcp4"
@@ -166,7 +79,7 @@ func TestNameIsReached(t *testing.T) {
 	}))
 	s, passed := newSender(t, Config{
 		AllowTargets: []Target{loopback},
-		Resolver:     dnsServer(t, map[string]string{"hook.test.": "127.0.0.1"}),
+		Resolver:     guardtest.NewDNS(t, map[string]string{"hook.test.": "127.0.0.1"}).Resolver(),
 	})
 	o := post(t, s, "http://hook.test:"+target.Port()+"/", 0)
 	if o.Status != 200 || o.Body != "hi" || o.Timings.DNS <= 0 || o.Timings.Connect <= 0 || o.Timings.TLS != 0 {
@@ -198,7 +111,7 @@ func TestResolvedAddressIsNotTold(t *testing.T) {
 
 	s, _ := newSender(t, Config{
 		AllowTargets: []Target{loopback},
-		Resolver:     dnsServer(t, map[string]string{"hook.test.": "127.0.0.1"}),
+		Resolver:     guardtest.NewDNS(t, map[string]string{"hook.test.": "127.0.0.1", "hang.test.": "hang"}).Resolver(),
 	})
 	for _, test := range []struct{ url, want string }{
 		{"http://hook.test:" + gonePort, "request error: connect: connection refused"},

@@ -6,76 +6,31 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/musehub/posthorn/internal/guardtest"
 )
-
-// refusedAddresses has, for each network that no webhook may reach, addresses in it and the rule that is named.
-var refusedAddresses = []struct{ rule, addresses string }{
-	{"loopback 127.0.0.0/8", "127.0.0.1 127.0.0.0 127.255.255.255 ::ffff:127.0.0.1"},
-	{"loopback, outside of 2000::/3", "::1"},
-	{"unspecified address 0.0.0.0/8", "0.0.0.0 ::ffff:0.0.0.0"},
-	{"unspecified address, outside of 2000::/3", "::"},
-	{"special-purpose network 0.0.0.0/8", "0.0.0.1 0.255.255.255"},
-	{"private network 10.0.0.0/8", "10.0.0.0 10.0.0.1 10.255.255.255 ::ffff:10.1.2.3"},
-	{"private network 172.16.0.0/12", "172.16.0.0 172.31.255.255"},
-	{"private network 192.168.0.0/16", "192.168.0.0 192.168.0.120 192.168.255.255"},
-	{"special-purpose network 100.64.0.0/10", "100.64.0.0 100.127.255.255"},
-	{"link-local 169.254.0.0/16", "169.254.0.0 169.254.1.1 169.254.255.255"},
-	{"special-purpose network 192.0.0.0/24", "192.0.0.0 192.0.0.8 192.0.0.255"},
-	{"special-purpose network 192.0.2.0/24", "192.0.2.0 192.0.2.255"},
-	{"special-purpose network 192.31.196.0/24", "192.31.196.1"},
-	{"special-purpose network 192.52.193.0/24", "192.52.193.1"},
-	{"special-purpose network 192.88.99.0/24", "192.88.99.0 192.88.99.1 192.88.99.255"},
-	{"special-purpose network 192.175.48.0/24", "192.175.48.1"},
-	{"special-purpose network 198.18.0.0/15", "198.18.0.0 198.19.255.255"},
-	{"special-purpose network 198.51.100.0/24", "198.51.100.0 198.51.100.255"},
-	{"special-purpose network 203.0.113.0/24", "203.0.113.0 203.0.113.255"},
-	{"multicast 224.0.0.0/4", "224.0.0.0 224.0.0.1 239.255.255.255"},
-	{"special-purpose network 240.0.0.0/4", "240.0.0.0 255.255.255.254 255.255.255.255"},
-	{"special-purpose network, outside of 2000::/3", // what it is, in the order of the addresses:
-		"::7f00:1 ::ffff:0:7f00:1 " + // IPv4-compatible, IPv4-translated
-			"64:ff9b::7f00:1 64:ff9b::808:808 64:ff9b:1::1 " + // NAT64
-			"100::1 100:0:0:1::1 " + // discard-only, dummy
-			"fec0::1 fedf::1 feff:ffff::1 " + // site-local
-			"5f00::1 4000::1 1fff:ffff::1 e000::1 fe00::1"}, // SRv6 SIDs, unassigned
-	{"private network, outside of 2000::/3", "fc00::1 fd00::1 fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"},
-	{"link-local, outside of 2000::/3", "fe80::1 febf::1"},
-	{"multicast, outside of 2000::/3", "ff00::1 ff02::1 ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"},
-	{"special-purpose network 2001::/23", "2001::1 2001:0:7f00:1::1 2001:10::1 2001:2::1 2001:20::1 2001:1ff::1"},
-	{"special-purpose network 2001:db8::/32", "2001:db8::1 2001:db8:ffff::1"},
-	{"special-purpose network 2002::/16", "2002::1 2002:7f00:1::1 2002:808:808::1"},
-	{"special-purpose network 2620:4f:8000::/48", "2620:4f:8000::1"},
-	{"special-purpose network 3fff::/20", "3fff::1 3fff:fff::1"},
-	{"cloud metadata", "169.254.169.254 ::ffff:169.254.169.254 169.254.170.2 169.254.170.23 169.254.0.23 " +
-		"168.63.129.16 ::ffff:168.63.129.16 100.100.100.200 192.0.0.192 fd00:ec2::254 fd00:ec2::23 fd20:ce::254"},
-	{"address with a zone", "fe80::1%lo ::1%lo 2606:4700::1111%eth0"},
-}
-
-var publicAddresses = strings.Fields("1.1.1.1 8.8.8.8 9.255.255.255 11.0.0.0 100.63.255.255 100.128.0.0 " +
-	"126.255.255.255 128.0.0.0 168.63.129.15 168.63.129.17 172.15.255.255 172.32.0.0 192.0.1.0 192.167.255.255 " +
-	"192.169.0.0 198.17.255.255 198.20.0.0 223.255.255.255 ::ffff:8.8.8.8 " +
-	"2000::1 2001:200::1 2001:4860:4860::8888 2003::1 2606:4700::1111 3ffe::1 3fff:1000::1")
 
 func TestGuardRefuses(t *testing.T) {
 	s, passed := newSender(t, Config{})
-	for _, row := range refusedAddresses {
-		for _, ip := range strings.Fields(row.addresses) {
+	for _, row := range guardtest.Refused {
+		for _, ip := range strings.Fields(row.List) {
 			for _, port := range []string{"80", "443", "8080"} {
 				target := net.JoinHostPort(ip, port)
 				err := s.judge(netip.MustParseAddrPort(target))
-				if err == nil || !strings.HasPrefix(err.Error(), "refused by the rule "+row.rule) {
-					t.Errorf("judge(%s) = %v, want the rule %s", target, err, row.rule)
+				if err == nil || !strings.HasPrefix(err.Error(), "refused by the rule "+row.Rule) {
+					t.Errorf("judge(%s) = %v, want the rule %s", target, err, row.Rule)
 				}
 			}
 
 			u := "http://" + net.JoinHostPort(strings.Replace(ip, "%", "%25", 1), "8080") + "/"
 			o := post(t, s, u, 0)
-			if want := "SSRF blocked: connect: refused by the rule " + row.rule; o.Status != 0 || !strings.HasPrefix(o.Body, want) {
+			if want := "SSRF blocked: connect: refused by the rule " + row.Rule; o.Status != 0 || !strings.HasPrefix(o.Body, want) {
 				t.Errorf("%s: %d %q, want %q", u, o.Status, o.Body, want)
 			}
 			if o.Header != nil || o.Canceled || o.Success() {
 				t.Errorf("%s: %+v", u, o)
 			}
-			if _, err := s.CheckURL(u); err == nil || !strings.Contains(err.Error(), "is refused by the rule "+row.rule) {
+			if _, err := s.CheckURL(u); err == nil || !strings.Contains(err.Error(), "is refused by the rule "+row.Rule) {
 				t.Errorf("CheckURL(%s): %v", u, err)
 			}
 		}
@@ -87,7 +42,7 @@ func TestGuardRefuses(t *testing.T) {
 
 func TestGuardPasses(t *testing.T) {
 	s, passed := newSender(t, Config{})
-	for _, ip := range publicAddresses {
+	for _, ip := range guardtest.Public {
 		if err := s.judge(netip.MustParseAddrPort(net.JoinHostPort(ip, "65535"))); err != nil {
 			t.Errorf("judge(%s) = %v", ip, err)
 		}

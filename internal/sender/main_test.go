@@ -57,6 +57,15 @@ func (p *passed) String() string {
 	return strings.Join(p.addresses, " ")
 }
 
+// take returns the addresses and forgets them.
+func (p *passed) take() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := strings.Join(p.addresses, " ")
+	p.addresses = nil
+	return all
+}
+
 var errNotLoopback = errors.New("tests connect to loopback only")
 
 // newSender returns a Sender that, even if its guard were broken, sends nothing beyond 127.0.0.1.

@@ -13,6 +13,7 @@ import (
 	"crypto/tls"
 	"net"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"code.dny.dev/ssrf"
@@ -37,6 +38,14 @@ type Config struct {
 	// AllowTargets opens addresses that the guard refuses. Defaults to none.
 	AllowTargets []Target
 
+	// OwnAddresses are where this process listens. Only an entry of AllowTargets for exactly that address and port opens
+	// one of them. An unspecified address stands for all that the machine has. Defaults to none.
+	OwnAddresses []netip.AddrPort
+
+	// NAT64 are the prefixes under which the network translates to IPv4. An address under one is judged by the IPv4
+	// address in it. Defaults to none.
+	NAT64 []netip.Prefix
+
 	// Timeout limits a whole attempt, from the DNS lookup to the last byte of the response. Defaults to 10 seconds.
 	Timeout time.Duration
 
@@ -49,6 +58,8 @@ type Sender struct {
 	timeout   time.Duration
 	resolver  *net.Resolver
 	allow     []Target
+	own       []netip.AddrPort
+	nat64     []netip.Prefix
 	guardian  *ssrf.Guardian
 	tls       *tls.Config
 	transport *http.Transport
@@ -63,6 +74,8 @@ func New(cfg Config) *Sender {
 		timeout:  cfg.Timeout,
 		resolver: cfg.Resolver,
 		allow:    cfg.AllowTargets,
+		own:      cfg.OwnAddresses,
+		nat64:    cfg.NAT64,
 		guardian: ssrf.New(ssrf.WithAnyPort()),
 		tls: &tls.Config{
 			NextProtos: []string{"http/1.1"},

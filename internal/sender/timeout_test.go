@@ -11,10 +11,12 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/musehub/posthorn/internal/guardtest"
 )
 
 func TestTimeout(t *testing.T) {
-	names := map[string]string{"hook.test.": "127.0.0.1"}
+	names := map[string]string{"hook.test.": "127.0.0.1", "hang.test.": "hang"}
 	drip := func(c *bufio.ReadWriter, s string) {
 		tick := time.NewTicker(short / 10)
 		defer tick.Stop()
@@ -60,7 +62,7 @@ func TestTimeout(t *testing.T) {
 	} {
 		t.Run(test.phase, func(t *testing.T) {
 			t.Parallel()
-			s, _ := newSender(t, Config{AllowTargets: []Target{loopback}, Resolver: dnsServer(t, names)})
+			s, _ := newSender(t, Config{AllowTargets: []Target{loopback}, Resolver: guardtest.NewDNS(t, names).Resolver()})
 			u := mustURL(serve(t, test.handle))
 			u.Scheme, u.Host = test.scheme, net.JoinHostPort(test.host, u.Port())
 			o := timesOut(t, s, &Request{URL: u, Header: header(), Body: make([]byte, test.body)}, test.phase)
@@ -218,7 +220,7 @@ func TestTLS(t *testing.T) {
 	defer server.Close()
 	port := mustURL(server.URL).Port()
 
-	resolver := dnsServer(t, map[string]string{"example.com.": "127.0.0.1", "other.test.": "127.0.0.1"})
+	resolver := guardtest.NewDNS(t, map[string]string{"example.com.": "127.0.0.1", "other.test.": "127.0.0.1"}).Resolver()
 	s, _ := newSender(t, Config{AllowTargets: []Target{loopback}, Resolver: resolver})
 	if o := post(t, s, server.URL, 0); o.Body != "request error: TLS: the certificate is signed by an unknown authority" || o.Timings.TLS <= 0 {
 		t.Errorf("%+v", o)

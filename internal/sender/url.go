@@ -1,6 +1,7 @@
 package sender
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -8,6 +9,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"golang.org/x/net/idna"
 )
 
 const maxURLRunes = 2048
@@ -15,16 +18,22 @@ const maxURLRunes = 2048
 // CheckURL parses the URL of a webhook and refuses one that could never be delivered to. The error is fit to be
 // shown to who gave the URL. A hostname is not looked up: what it resolves to is judged on every connection.
 func (s *Sender) CheckURL(raw string) (*url.URL, error) {
+	u, _, _, err := s.check(raw)
+	return u, err
+}
+
+// check returns with the URL the host and port that are dialed.
+func (s *Sender) check(raw string) (_ *url.URL, host string, port uint16, err error) {
 	if raw == "" {
-		return nil, errors.New("it is empty")
+		return nil, "", 0, errors.New("it is empty")
 	}
 	if utf8.RuneCountInString(raw) > maxURLRunes {
-		return nil, fmt.Errorf("it is longer than %d characters", maxURLRunes)
+		return nil, "", 0, fmt.Errorf("it is longer than %d characters", maxURLRunes)
 	}
 	if !utf8.ValidString(raw) || strings.ContainsFunc(raw, func(r rune) bool {
 		return unicode.IsSpace(r) || unicode.IsControl(r)
 	}) {
-		return nil, errors.New("it has a space, a control character or invalid UTF-8 in it")
+		return nil, "", 0, errors.New("it has a space, a control character or invalid UTF-8 in it")
 	}
 	u, err := ParseURL(raw)
 	if err != nil {
@@ -32,35 +41,78 @@ func (s *Sender) CheckURL(raw string) (*url.URL, error) {
 		if errors.As(err, &parse) {
 			err = parse.Err // without repeating the URL
 		}
-		return nil, fmt.Errorf("it is malformed: %w", err)
+		return nil, "", 0, fmt.Errorf("it is malformed: %w", err)
 	}
 	if u.Scheme != "http" && u.Scheme != "https" {
-		return nil, errors.New("it must start with http:// or https://")
+		return nil, "", 0, errors.New("it must start with http:// or https://")
 	}
-	host := u.Hostname()
+	host = u.Hostname()
 	if host == "" {
-		return nil, errors.New("it has no host")
+		return nil, "", 0, errors.New("it has no host")
 	}
 	if u.User != nil {
-		return nil, errors.New("it has a user name or password in it; use a custom header instead")
+		return nil, "", 0, errors.New("it has a user name or password in it; use a custom header instead")
 	}
-	port := uint16(80)
+	port = 80
 	if u.Scheme == "https" {
 		port = 443
 	}
 	if i := strings.LastIndexByte(u.Host, ':'); i > strings.LastIndexByte(u.Host, ']') {
 		if port, err = parsePort(u.Host[i+1:]); err != nil {
-			return nil, err
+			return nil, "", 0, err
+		}
+	}
+	if !isASCII(host) {
+		// As net/http does when it dials: full-width digits and ideographic full stops become what they look like.
+		if host, err = idna.Lookup.ToASCII(host); err != nil {
+			return nil, "", 0, errors.New("hostname with characters that no internationalized domain name has")
 		}
 	}
 	if ip, err := netip.ParseAddr(host); err == nil {
 		if err := s.judge(netip.AddrPortFrom(ip, port)); err != nil {
-			return nil, fmt.Errorf("host %s is %w", host, err)
+			return nil, "", 0, fmt.Errorf("host %s is %w", host, err)
 		}
 	} else if err := checkHostname(host); err != nil {
-		return nil, err
+		return nil, "", 0, err
 	}
-	return u, nil
+	return u, host, port, nil
+}
+
+// A Verdict is what becomes of a URL. The zero Verdict: requests are sent to it.
+type Verdict struct {
+	Phase  string // that in which it ends: "registration", "DNS" or "connect"
+	Reason string
+	Rule   string // of the guard, if that decides
+	Remedy string // what would change that
+}
+
+// Explain says what becomes of a URL, up to the connection. A hostname is looked up as an attempt does; nothing is
+// connected to. The Verdict tells no address that a name resolves to.
+func (s *Sender) Explain(ctx context.Context, raw string) Verdict {
+	_, host, port, err := s.check(raw)
+	if err != nil {
+		return verdict("registration", err)
+	}
+	if _, err := netip.ParseAddr(host); err == nil {
+		return Verdict{}
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	addrs, err := s.resolver.LookupNetIP(ctx, "ip", absolute(host)) // nil is the default resolver
+	if err != nil {
+		return Verdict{Phase: "DNS", Reason: cause(err)}
+	}
+	for _, ip := range addrs {
+		if err := s.judge(netip.AddrPortFrom(ip, port)); err != nil {
+			return verdict("connect", err)
+		}
+	}
+	return Verdict{}
+}
+
+func verdict(phase string, err error) Verdict {
+	refused, _ := errors.AsType[refusal](err)
+	return Verdict{Phase: phase, Reason: err.Error(), Rule: refused.rule, Remedy: refused.remedy}
 }
 
 // ParseURL parses a URL such that its path is sent as it stands. Parsed by package url alone, a path with a character
@@ -89,8 +141,7 @@ func ParseURL(raw string) (*url.URL, error) {
 	return url.Parse(b.String())
 }
 
-// checkHostname refuses what is neither a name that DNS can know nor an IP address. Names with characters beyond
-// ASCII are left to IDNA when they are dialed.
+// checkHostname refuses what is neither a name that DNS can know nor an IP address.
 func checkHostname(host string) error {
 	name := strings.TrimSuffix(host, ".")
 	labels := strings.Split(name, ".")
@@ -98,11 +149,11 @@ func checkHostname(host string) error {
 		return errors.New("host is longer than 253 characters") // RFC 1035, section 2.3.4, without length octets
 	}
 	for _, label := range labels {
-		if label == "" || len(label) > 63 && isASCII(label) {
+		if label == "" || len(label) > 63 {
 			return errors.New("each part of a hostname has 1 to 63 characters")
 		}
 		// An underscore is no character of a hostname (RFC 1123, section 2.1), but DNS takes it and some have it.
-		if i := strings.IndexFunc(label, func(r rune) bool { return r < utf8.RuneSelf && !isAlnum(r) && r != '-' && r != '_' }); i >= 0 {
+		if i := strings.IndexFunc(label, func(r rune) bool { return !isAlnum(r) && r != '-' && r != '_' }); i >= 0 {
 			return fmt.Errorf("hostname with the character %q", label[i])
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/musehub/posthorn/internal/guardtest"
 )
 
 func TestCheckURLAccepts(t *testing.T) {
@@ -115,8 +117,8 @@ func FuzzCheckURL(f *testing.F) {
 	} {
 		f.Add(seed)
 	}
-	for _, row := range refusedAddresses {
-		for _, ip := range strings.Fields(row.addresses) {
+	for _, row := range guardtest.Refused {
+		for _, ip := range strings.Fields(row.List) {
 			f.Add("http://[" + ip + "]:1/")
 			f.Add("https://" + ip)
 		}
