@@ -117,7 +117,7 @@ func escape(b []byte, i int) int {
 	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
 		return i + 1
 	case 'u':
-		for n := 0; n < 4; n++ {
+		for range 4 {
 			if i++; i >= len(b) || !isHex(b[i]) {
 				return -1
 			}
