@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/musehub/posthorn/internal/sender"
 )
@@ -88,7 +89,7 @@ func (d *Dispatcher) send(ctx context.Context, t *use, e *Entry) (sender.Outcome
 		Trigger:   e.Trigger,
 		Run:       e.Run,
 		Attempt:   e.Attempt,
-		Exchange:  Exchange{URL: t.URL, SentAt: started, Secrets: t.secrets},
+		Exchange:  Exchange{URL: t.URL, SentAt: started, Secrets: t.secrets, Ed25519: t.ed25519},
 	}
 	outcome := sender.Outcome{}
 	switch {
@@ -99,7 +100,9 @@ func (d *Dispatcher) send(ctx context.Context, t *use, e *Entry) (sender.Outcome
 	default:
 		header := d.requestHeader(delivery)
 		if t.secrets > 0 {
-			header[d.headers.signature] = []string{t.signer.Body(e.Event.Payload)}
+			if t.secrets > t.ed25519 {
+				header[d.headers.signature] = []string{t.signer.Body(e.Event.Payload)}
+			}
 			header[standardSignature] = []string{t.signer.Standard(e.Event.ID, started, e.Event.Payload)}
 		}
 		outcome = d.transport(ctx, &sender.Request{
@@ -140,13 +143,13 @@ func (d *Dispatcher) RequestHeader(delivery Delivery) http.Header {
 	if delivery.Payload != nil {
 		header["Content-Length"] = []string{strconv.Itoa(len(delivery.Payload))}
 	}
-	if delivery.Exchange.Secrets > 0 {
+	secrets := delivery.Exchange.Secrets - delivery.Exchange.Ed25519
+	if secrets > 0 {
 		header[d.headers.signature] = []string{"sha256=***"}
-		masked := "v1,***"
-		for range delivery.Exchange.Secrets - 1 {
-			masked += " v1,***"
-		}
-		header[standardSignature] = []string{masked}
+	}
+	if delivery.Exchange.Secrets > 0 {
+		masked := strings.Repeat("v1,*** ", secrets) + strings.Repeat("v1a,*** ", delivery.Exchange.Ed25519)
+		header[standardSignature] = []string{strings.TrimSpace(masked)}
 	}
 	return header
 }

@@ -17,7 +17,7 @@ import (
 // Config configures a [Dispatcher]. Its zero value works.
 type Config struct {
 	// SecretKeys encrypt the signing secrets at rest: Fernet keys as `posthorn keys generate` prints them. The first
-	// encrypts, all decrypt. Defaults to the store's own key if it keeps one, as package sqlite does in a file beside
+	// encrypts, all decrypt; see [Dispatcher.KeyStatus] for when the others can be removed. Defaults to the store's own key if it keeps one, as package sqlite does in a file beside
 	// the database.
 	SecretKeys []string
 

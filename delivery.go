@@ -51,6 +51,7 @@ type Exchange struct {
 	URL     string      `json:"url"`
 	SentAt  time.Time   `json:"sentAt"`            // when the attempt started; to the second, it is webhook-timestamp
 	Secrets int         `json:"secrets,omitempty"` // how many secrets signed the request
+	Ed25519 int         `json:"ed25519,omitempty"` // how many of them were Ed25519 keys
 	Header  http.Header `json:"header,omitempty"`  // of the response
 	Timings Timings     `json:"timings"`
 }
@@ -81,6 +82,9 @@ func (x *Exchange) AppendJSON(b []byte) []byte {
 	b = append(x.SentAt.AppendFormat(append(b, `,"sentAt":"`...), time.RFC3339Nano), '"')
 	if x.Secrets != 0 {
 		b = strconv.AppendInt(append(b, `,"secrets":`...), int64(x.Secrets), 10)
+	}
+	if x.Ed25519 != 0 {
+		b = strconv.AppendInt(append(b, `,"ed25519":`...), int64(x.Ed25519), 10)
 	}
 	if len(x.Header) > 0 {
 		b = appendHeader(append(b, `,"header":`...), x.Header)

@@ -14,6 +14,9 @@ import (
 
 const (
 	pruneEvery = time.Minute
+	// resealEvery is how often the secrets are looked through: others may have brought some into the store, or encrypted
+	// them with another key.
+	resealEvery = time.Hour
 	// changesEvery is how often the store is asked for changes that other nodes made to webhooks.
 	changesEvery = 500 * time.Millisecond
 	// lastWords is for how long a stopping node tries to write what is left, whatever its context says.
@@ -259,13 +262,13 @@ func (d *Dispatcher) notified(n Notification) {
 	}
 }
 
-// maintain removes what is older than the retention, and encrypts secrets that an import brought in as plaintext.
+// maintain removes what is older than the retention, and encrypts anew the secrets for which that is due.
 func (d *Dispatcher) maintain(ctx context.Context) {
 	tick := time.NewTicker(pruneEvery)
 	defer tick.Stop()
-	for sealed := false; ; {
-		if !sealed {
-			sealed = d.sealPlaintexts(ctx)
+	for sealed := (time.Time{}); ; {
+		if time.Since(sealed) >= resealEvery && d.reseal(ctx) {
+			sealed = time.Now()
 		}
 		n, err := d.store.Prune(ctx, d.clock.now().Add(-d.cfg.Retention))
 		switch {

@@ -40,7 +40,7 @@
 //
 // A POST with the payload as its body, X-MuseHub-Event, X-MuseHub-Delivery, the headers of Standard Webhooks 1.0.0
 // (webhook-id, webhook-timestamp), and, when the webhook has a secret, the signatures X-MuseHub-Signature and
-// webhook-signature, which package signature verifies. It answers with any status from 200 to 299 within ten seconds.
+// webhook-signature, which package signature verifies (of an Ed25519 key, the latter alone). It answers with any status from 200 to 299 within ten seconds.
 // Everything else is a failure, and is tried again as [Config.RetryPolicy] says.
 //
 // # Running it

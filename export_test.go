@@ -31,3 +31,6 @@ const (
 	SweepEvery = sweepEvery
 	ProbeAfter = probeAfter
 )
+
+// Reseal is a pass that encrypts secrets anew.
+func (d *Dispatcher) Reseal(ctx context.Context) bool { return d.reseal(ctx) }

@@ -93,6 +93,8 @@ type Store interface {
 	// Setting returns the value of a setting. Where there is none and initial is not empty, it stores initial first;
 	// of several nodes doing that at once, all get the same value.
 	Setting(ctx context.Context, name, initial string) (string, error)
+	// SetSetting stores the value of a setting, in the place of the one that it has.
+	SetSetting(ctx context.Context, name, value string) error
 	// Now returns the time of the store's clock, which is the same for all its nodes.
 	Now(ctx context.Context) (time.Time, error)
 	// Close releases everything. The Dispatcher never calls it: who opened a store closes it, after stopping.

@@ -80,6 +80,7 @@ type target struct {
 	url       *url.URL
 	signer    *signature.Signer
 	secrets   int   // that sign
+	ed25519   int   // of these, Ed25519 keys
 	signerErr error // why there is no signer
 }
 
@@ -250,13 +251,19 @@ func (s *subscriptions) prepare(w Webhook, now time.Time, subs *subscribers) *ta
 				subs.expires = secret.ExpiresAt
 			}
 		}
-		text, _, err := s.box.Open(secret.Sealed)
+		text, _, err := s.box.OpenFor(w.ID, secret.Sealed)
 		if err != nil {
-			t.signerErr = errors.New("the webhook's signing secret can't be decrypted with this node's secret keys " +
-				"(POSTHORN_SECRET_KEYS, Config.SecretKeys); set the secret again or add the key that encrypted it")
+			t.signerErr = secretError(err)
 			return t
 		}
 		plain = append(plain, text)
+		if kindOf(text) == SecretEd25519 {
+			t.ed25519++
+		}
+	}
+	if len(plain) == 0 && len(w.Secrets) > 0 { // nothing is sent unsigned that was meant to be signed
+		t.signerErr = errors.New("all signing secrets of the webhook have expired; set a new one")
+		return t
 	}
 	t.secrets = len(plain)
 	t.signer, t.signerErr = signature.NewSigner(plain...)

@@ -7,8 +7,6 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
-
-	"github.com/musehub/posthorn/signature"
 )
 
 // AllEvents is the event type by which a webhook subscribes to every type.
@@ -28,12 +26,6 @@ type Webhook struct {
 	UpdatedAt   time.Time
 }
 
-// Secret is a signing secret as it is stored.
-type Secret struct {
-	Sealed    string    `json:"sealed"`             // ciphertext; a plaintext only in rows that were imported
-	ExpiresAt time.Time `json:"expiresAt,omitzero"` // zero: never
-}
-
 // MaxURLLength is how many characters a webhook's URL may have.
 const MaxURLLength = 2048
 
@@ -42,7 +34,7 @@ type NewWebhook struct {
 	RepoID      string
 	URL         string
 	Events      []string // event types of [Config.EventTypes], "ping", or [AllEvents]
-	Secret      string   // signs the deliveries; empty: they go out unsigned
+	Secret      string   // signs the deliveries (see [Dispatcher.RotateSecret]); empty: they go out unsigned
 	Description string   // free text of at most [MaxDescriptionLength] characters
 }
 
@@ -181,17 +173,7 @@ func (d *Dispatcher) patch(w *Webhook, p WebhookPatch) error {
 	if overlap < 0 {
 		return invalid("secretOverlap", "it is negative")
 	}
-	var live []Secret
-	for _, s := range w.Secrets {
-		until := w.UpdatedAt.Add(overlap)
-		if s.ExpiresAt.IsZero() || s.ExpiresAt.After(until) {
-			s.ExpiresAt = until
-		}
-		if s.ExpiresAt.After(w.UpdatedAt) {
-			live = append(live, s)
-		}
-	}
-	w.Secrets = live
+	w.expireSecrets(overlap)
 	if *p.Secret == "" {
 		w.Secrets = nil
 	} else if err := d.addSecret(w, *p.Secret); err != nil {
@@ -282,25 +264,6 @@ func (d *Dispatcher) CheckURL(ctx context.Context, url string) (URLCheck, error)
 		return URLCheck{}, err
 	}
 	return URLCheck{v.Phase == "", v.Phase, v.Reason, v.Rule, v.Remedy}, nil
-}
-
-// addSecret puts a secret in front of those that the webhook has.
-func (d *Dispatcher) addSecret(w *Webhook, secret string) error {
-	if len(secret) > MaxSecretLength || !utf8.ValidString(secret) {
-		return invalid("secret", "it is longer than %d bytes, or not UTF-8", MaxSecretLength)
-	}
-	if _, err := signature.NewSigner(secret); err != nil {
-		return &Error{Code: CodeInvalid, Field: "secret", Message: err.Error(), Err: err}
-	}
-	if len(w.Secrets) >= MaxSecrets {
-		return invalid("secret", "%d secrets sign already: wait until one expires, or give a secretOverlap of 0", MaxSecrets)
-	}
-	sealed, err := d.seal(secret)
-	if err != nil {
-		return err
-	}
-	w.Secrets = slices.Insert(w.Secrets, 0, sealed)
-	return nil
 }
 
 // checkRepo refuses a repo that doesn't exist as far as the host says.

@@ -63,7 +63,7 @@ func TestDecodeRefuses(t *testing.T) {
 		{"{\"url\": \"x\"}\xff", 422, "", "UTF-8"},
 		{`{"url": "x", "url": "x"}`, 422, "url", "url: it is there twice"},
 		{`{"url": "x", "\u0075rl": "x"}`, 422, "url", "url: it is there twice"},
-		{`{"colour": "red"}`, 422, "", `unknown field "colour": the fields are url, events, secret, description`},
+		{`{"colour": "red"}`, 422, "", `unknown field "colour": the fields are url, events, secret, generateSecret, description`},
 		{`{"URL": "x"}`, 422, "", `unknown field "URL"`},
 		{`{"": "x"}`, 422, "", `unknown field ""`},
 		{`{"events": ["push"]}`, 422, "url", "url: it is missing"},

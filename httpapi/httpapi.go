@@ -20,7 +20,7 @@
 //     fault, and so does the member field where there is one. A defect of the server is logged and doesn't show.
 //   - A listing goes on where its nextCursor says, until that is null. A cursor belongs to the listing that gave it out,
 //     filters included.
-//   - A secret never shows: not a webhook's, not the signatures of a delivery, and of the headers that a receiver sent,
+//   - A secret never shows: not a webhook's, but for the answer to who has it generated, not the signatures of a delivery, and of the headers that a receiver sent,
 //     not those whose names speak of cookies, tokens, keys and the like.
 //
 // Timeouts are the [http.Server]'s part. The handler lifts them from a redelivery, which waits for the end of its run.
@@ -66,6 +66,7 @@ func New(d *posthorn.Dispatcher, cfg Config) (http.Handler, error) {
 	}
 	s.api = newAPI(s.mux, version)
 	s.registerWebhooks()
+	s.registerSecrets()
 	s.registerDeliveries()
 	s.registerEvents()
 	if err := s.serveDocument(); err != nil {

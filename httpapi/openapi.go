@@ -43,6 +43,7 @@ func newAPI(mux *http.ServeMux, version string) api {
 		},
 		Tags: []*huma.Tag{
 			{Name: "webhooks", Description: "Subscriptions: which events of a repo go to which URL."},
+			{Name: "secrets", Description: "What deliveries are signed with, and the keys that encrypt that at rest."},
 			{Name: "deliveries", Description: "The log of attempts, each one HTTP request of one event to one webhook."},
 			{Name: "events", Description: "What happened in a repo."},
 		},

@@ -20,6 +20,7 @@ import (
 // routes are the operations that there are.
 var routes = []string{
 	"DELETE /api/v1/repos/{repoId}/webhooks/{webhookId}",
+	"DELETE /api/v1/repos/{repoId}/webhooks/{webhookId}/secrets/{secretId}",
 	"GET /api/v1/event-types",
 	"GET /api/v1/repos/{repoId}/events",
 	"GET /api/v1/repos/{repoId}/events/{eventId}",
@@ -27,6 +28,9 @@ var routes = []string{
 	"GET /api/v1/repos/{repoId}/webhooks/{webhookId}",
 	"GET /api/v1/repos/{repoId}/webhooks/{webhookId}/deliveries",
 	"GET /api/v1/repos/{repoId}/webhooks/{webhookId}/deliveries/{deliveryId}",
+	"GET /api/v1/repos/{repoId}/webhooks/{webhookId}/public-keys",
+	"GET /api/v1/repos/{repoId}/webhooks/{webhookId}/secrets",
+	"GET /api/v1/secret-keys",
 	"PATCH /api/v1/repos/{repoId}/webhooks/{webhookId}",
 	"POST /api/v1/check-url",
 	"POST /api/v1/repos/{repoId}/events",
@@ -34,6 +38,7 @@ var routes = []string{
 	"POST /api/v1/repos/{repoId}/webhooks",
 	"POST /api/v1/repos/{repoId}/webhooks/{webhookId}/deliveries/{deliveryId}/redeliver",
 	"POST /api/v1/repos/{repoId}/webhooks/{webhookId}/ping",
+	"POST /api/v1/repos/{repoId}/webhooks/{webhookId}/secrets",
 }
 
 // operations returns the document's operations by method and path.
@@ -86,7 +91,7 @@ func TestDocument(t *testing.T) {
 		}
 	})
 	for name, schema := range schemas {
-		isRequest := slices.Contains([]string{"NewWebhook", "WebhookPatch", "NewEvent", "NewEvents", "CheckedURL"}, name)
+		isRequest := slices.Contains([]string{"NewWebhook", "WebhookPatch", "NewEvent", "NewEvents", "NewSecret", "CheckedURL"}, name)
 		if more := schema.(map[string]any)["additionalProperties"]; more != !isRequest {
 			t.Errorf("%s: additionalProperties is %v", name, more)
 		}
@@ -106,7 +111,8 @@ func checkOperation(t *testing.T, route string, op map[string]any) {
 	if want := regexp.MustCompile(`{\w+}`).FindAllString(route, -1); !slices.Equal(inPath, want) {
 		t.Errorf("%s has the path parameters %v", route, inPath)
 	}
-	hasBody := strings.HasPrefix(route, "PATCH") || strings.HasSuffix(route, "/check-url") || strings.HasSuffix(route, "/webhooks") && route[0] == 'P' || strings.Contains(route, "/events") && route[0] == 'P'
+	hasBody := strings.HasPrefix(route, "PATCH") || strings.HasSuffix(route, "/webhooks") && route[0] == 'P' || strings.Contains(route, "/events") && route[0] == 'P' ||
+		strings.HasSuffix(route, "/secrets") && route[0] == 'P' || strings.HasSuffix(route, "/check-url")
 	if (op["requestBody"] != nil) != hasBody {
 		t.Errorf("%s: request body %v", route, op["requestBody"])
 	}

@@ -3,7 +3,6 @@ package httpapi
 import (
 	"context"
 	"net/http"
-	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -40,11 +39,19 @@ type webhookListJSON struct {
 // newWebhookJSON is the body that creates a webhook. The dispatcher checks what the values may be; the limits here
 // document that.
 type newWebhookJSON struct {
-	_           struct{} `additionalProperties:"false"`
-	URL         string   `json:"url" minLength:"1" maxLength:"2048" doc:"Where to send the events: http or https" example:"https://example.com/hook"`
-	Events      []string `json:"events" nullable:"false" minItems:"1" doc:"Types of events, or * for all"`
-	Secret      string   `json:"secret,omitempty" doc:"Signs the deliveries; without one they go out unsigned. whsec_… is base64-decoded to the key"`
-	Description string   `json:"description,omitempty" maxLength:"1000"`
+	_      struct{} `additionalProperties:"false"`
+	URL    string   `json:"url" minLength:"1" maxLength:"2048" doc:"Where to send the events: http or https" example:"https://example.com/hook"`
+	Events []string `json:"events" nullable:"false" minItems:"1" doc:"Types of events, or * for all"`
+	Secret string   `json:"secret,omitempty" doc:"Signs the deliveries; without one they go out unsigned. whsec_… is base64-decoded to the key"`
+	// GenerateSecret stands in the place of Secret.
+	GenerateSecret string `json:"generateSecret,omitempty" enum:"hmac,ed25519" doc:"Generates the secret: hmac, which the answer shows this once, or an Ed25519 key, of which it shows the public one"`
+	Description    string `json:"description,omitempty" maxLength:"1000"`
+}
+
+// createdJSON is a webhook that was created, with what is shown of a generated secret once.
+type createdJSON struct {
+	webhookJSON
+	issuedJSON
 }
 
 // webhookPatchJSON is the body that changes a webhook.
@@ -142,14 +149,24 @@ func (s *server) registerWebhooks() {
 	}, webhooksWrite, s.pingWebhook)
 }
 
-func (s *server) createWebhook(ctx context.Context, in *createWebhookInput) (*output[webhookJSON], error) {
+func (s *server) createWebhook(ctx context.Context, in *createWebhookInput) (*output[createdJSON], error) {
+	secret, shown := in.body.Secret, issuedJSON{}
+	if kind := in.body.GenerateSecret; kind != "" {
+		var err error
+		switch secret, shown, err = issue("", kind); {
+		case in.body.Secret != "":
+			return nil, invalid("generateSecret", "there is a secret already")
+		case err != nil:
+			return nil, invalid("generateSecret", "it is hmac or ed25519")
+		}
+	}
 	w, err := s.dispatcher.CreateWebhook(ctx, posthorn.NewWebhook{
-		RepoID: in.RepoID, URL: in.body.URL, Events: in.body.Events, Secret: in.body.Secret, Description: in.body.Description,
+		RepoID: in.RepoID, URL: in.body.URL, Events: in.body.Events, Secret: secret, Description: in.body.Description,
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &output[webhookJSON]{showWebhook(&w)}, nil
+	return &output[createdJSON]{createdJSON{showWebhook(&w), shown}}, nil
 }
 
 func (s *server) listWebhooks(ctx context.Context, in *listWebhooksInput) (*output[webhookListJSON], error) {
@@ -180,11 +197,11 @@ func (s *server) updateWebhook(ctx context.Context, in *updateWebhookInput) (*ou
 		URL: in.body.URL, Events: in.body.Events, Active: in.body.Active,
 		Secret: in.body.Secret, Description: in.body.Description,
 	}
-	if seconds := in.body.SecretOverlap; seconds != nil {
-		if *seconds < 0 || *seconds > maxSecretOverlap {
-			return nil, invalid("secretOverlap", "it must be 0 to %d seconds", maxSecretOverlap)
+	if in.body.SecretOverlap != nil {
+		overlap, err := overlapOf("secretOverlap", in.body.SecretOverlap)
+		if err != nil {
+			return nil, err
 		}
-		overlap := time.Duration(*seconds) * time.Second
 		patch.SecretOverlap = &overlap
 	}
 	w, err := s.dispatcher.UpdateWebhook(ctx, in.RepoID, in.WebhookID, patch)

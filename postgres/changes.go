@@ -88,3 +88,12 @@ func (s *Store) Setting(ctx context.Context, name, initial string) (value string
 	})
 	return value, err
 }
+
+// SetSetting implements [posthorn.Store].
+func (s *Store) SetSetting(ctx context.Context, name, value string) error {
+	return s.write(ctx, func(ctx context.Context, t *transaction) error {
+		return t.run(ctx, func(b *batch) {
+			b.queue("INSERT INTO posthorn.settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value", name, value)
+		})
+	})
+}

@@ -228,6 +228,7 @@ func webhookJSON(w *posthorn.Webhook) (events, secrets string, err error) {
 	}
 	stored := slices.Clone(w.Secrets)
 	for i := range stored {
+		stored[i].CreatedAt = stored[i].CreatedAt.UTC().Truncate(time.Microsecond)
 		stored[i].ExpiresAt = stored[i].ExpiresAt.UTC().Truncate(time.Microsecond)
 	}
 	s, err := json.Marshal(stored)

@@ -11,8 +11,8 @@
 //
 // # Two schemes
 //
-// Every delivery to a webhook with a secret is signed twice, and a receiver
-// needs to check only one of them.
+// Every delivery to a webhook with a secret is signed twice, unless the secret
+// is an Ed25519 key (see below), and a receiver needs to check only one of them.
 //
 // Standard Webhooks 1.0.0 (https://www.standardwebhooks.com) is the one to
 // prefer, for it also signs the event's id and the time of the attempt, and so
@@ -26,7 +26,7 @@
 // secret, separated by spaces.
 //
 // MuseHub's own scheme covers the body alone and is signed with the newest
-// secret alone:
+// secret alone that isn't an Ed25519 key:
 //
 //	X-MuseHub-Signature: sha256=<hex of HMAC-SHA256(secret, body)>
 //
@@ -44,6 +44,18 @@
 // have different keys, and nothing signed for one can be passed off as signed
 // for the other.
 //
+// # Public keys
+//
+// A secret that starts with "whsk_" is an Ed25519 key: the rest is the base64
+// of its 32 bytes, or of 64 that end in the public key. It signs by Standard
+// Webhooks and nothing else:
+//
+//	webhook-signature: v1a,<base64 of Ed25519(key, id "." timestamp "." body)>
+//
+// A receiver verifies that with the public key, "whpk_" and the base64 of 32
+// bytes, with which nobody can sign. [GeneratePrivateKey] makes such a secret,
+// and [PublicKey] says what its public key is.
+//
 // # Duplicates
 //
 // A valid signature doesn't mean that the event is new. Deliveries are repeated
@@ -52,6 +64,7 @@
 package signature
 
 import (
+	"crypto/ed25519"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -60,7 +73,6 @@ import (
 	"errors"
 	"fmt"
 	"hash"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -82,8 +94,8 @@ const (
 )
 
 // ErrSecret is returned for a secret that can't be a key: it is empty, or it
-// starts with "whsec_" and what follows isn't base64. The error's text doesn't
-// contain the secret.
+// starts with "whsec_", "whsk_" or "whpk_" and what follows isn't such a key in
+// base64. The error's text doesn't contain the secret.
 var ErrSecret = errors.New("signature: invalid secret")
 
 // GenerateSecret returns a new secret: "whsec_" and the base64 of 32 random
@@ -107,9 +119,15 @@ type Signer struct {
 // than one while a secret is being rotated. Without secrets it signs nothing.
 //
 // An empty secret is an error and not the same as no secret, so that a secret
-// that was lost never leads to deliveries without a signature. That and a
-// malformed "whsec_" secret give an error that wraps [ErrSecret].
+// that was lost never leads to deliveries without a signature. That, a malformed
+// "whsec_" or "whsk_" secret, and a public key, which can't sign, give an error
+// that wraps [ErrSecret].
 func NewSigner(secrets ...string) (*Signer, error) {
+	for _, secret := range secrets {
+		if strings.HasPrefix(secret, publicPrefix) {
+			return nil, fmt.Errorf("%w: %s is a public key, which verifies and can't sign", ErrSecret, publicPrefix)
+		}
+	}
 	s := new(Signer)
 	if err := s.keys.init(secrets); err != nil {
 		return nil, err
@@ -118,16 +136,22 @@ func NewSigner(secrets ...string) (*Signer, error) {
 }
 
 // Body returns the value of the X-MuseHub-Signature header, the body's
-// signature by the newest secret, or "" if the Signer has no secrets.
+// signature by the newest secret that isn't an Ed25519 key, or "" if the Signer
+// has none.
 func (s *Signer) Body(body []byte) string {
-	if s.keys.n == 0 {
+	if s.keys.hmacs == 0 {
 		return ""
 	}
 	m := s.keys.get()
 	defer s.keys.put(m)
 
-	m.text = append(m.text[:0], bodyPrefix...)
-	m.text = hex.AppendEncode(m.text, m.sum(m.body[0], nil, body))
+	for _, k := range m.keys {
+		if k.body != nil {
+			m.text = append(m.text[:0], bodyPrefix...)
+			m.text = hex.AppendEncode(m.text, m.sum(k.body, nil, body))
+			break
+		}
+	}
 	return string(m.text)
 }
 
@@ -140,7 +164,7 @@ func (s *Signer) Body(body []byte) string {
 // stops, and with one inside the id the same signature would be valid for a
 // message cut at another place.
 func (s *Signer) Standard(id string, t time.Time, body []byte) string {
-	if s.keys.n == 0 {
+	if s.keys.hmacs+s.keys.ed25519s == 0 {
 		return ""
 	}
 	m := s.keys.get()
@@ -152,66 +176,116 @@ func (s *Signer) Standard(id string, t time.Time, body []byte) string {
 	m.prefix = append(m.prefix, '.')
 
 	m.text = m.text[:0]
-	for i, h := range m.standard {
+	for i, k := range m.keys {
 		if i > 0 {
 			m.text = append(m.text, ' ')
 		}
+		if k.private != nil {
+			m.text = append(m.text, ed25519Standard...)
+			m.text = base64.StdEncoding.AppendEncode(m.text, ed25519.Sign(k.private, m.join(m.prefix, body)))
+			continue
+		}
 		m.text = append(m.text, standardPrefix...)
-		m.text = base64.StdEncoding.AppendEncode(m.text, m.sum(h, m.prefix, body))
+		m.text = base64.StdEncoding.AppendEncode(m.text, m.sum(k.standard, m.prefix, body))
 	}
 	return string(m.text)
 }
 
-// A keyring lends out the keyed hashes of a list of secrets. Keying a hash
-// costs more than signing a short body, so the hashes are pooled and reset.
-// The keys themselves live only in the pool's closure, out of reach of a %+v.
+// A keyring lends out the keys of a list of secrets. Keying a hash costs more
+// than signing a short body, so the hashes are pooled and reset. The keys
+// themselves live only in the pool's closure, out of reach of a %+v.
 type keyring struct {
-	n    int       // secrets
-	pool sync.Pool // of *macs
+	hmacs, ed25519s int // keys of each kind
+	pool            sync.Pool
 }
 
-// macs is one set of keyed hashes, for one goroutine at a time.
+// macs is one set of keys, for one goroutine at a time.
 type macs struct {
-	body, standard []hash.Hash // one for each secret, newest first
+	keys []key // one for each secret, newest first
 
-	prefix, text, mac []byte // scratch space
+	prefix, text, mac, message []byte // scratch space
 }
 
-func (k *keyring) init(secrets []string) error {
-	standard := make([][]byte, len(secrets)) // nil where it is the secret itself
+// key is a secret's: two keyed hashes, or a key of Ed25519.
+type key struct {
+	body, standard hash.Hash          // nil for Ed25519
+	private        ed25519.PrivateKey // nil for a public key
+	public         ed25519.PublicKey
+}
+
+func (r *keyring) init(secrets []string) error {
+	recipes := make([]func() key, len(secrets))
 	for i, secret := range secrets {
-		if secret == "" {
-			return fmt.Errorf("%w: it is empty", ErrSecret)
-		}
-		encoded, ok := strings.CutPrefix(secret, secretPrefix)
-		if !ok {
-			continue
-		}
-		if standard[i], ok = decodeKey(encoded); !ok {
-			return fmt.Errorf("%w: %s is not followed by base64", ErrSecret, secretPrefix)
+		var err error
+		if recipes[i], err = r.recipe(secret); err != nil {
+			return err
 		}
 	}
-
-	secrets = slices.Clone(secrets) // the caller may change its slice
-	k.n = len(secrets)
-	k.pool.New = func() any {
-		m := new(macs)
-		for i, secret := range secrets {
-			body := hmac.New(sha256.New, []byte(secret))
-			m.body = append(m.body, body)
-			if key := standard[i]; key != nil {
-				m.standard = append(m.standard, hmac.New(sha256.New, key))
-			} else {
-				m.standard = append(m.standard, body)
-			}
+	r.pool.New = func() any {
+		m := &macs{keys: make([]key, len(recipes))}
+		for i, recipe := range recipes {
+			m.keys[i] = recipe()
 		}
 		return m
 	}
 	return nil
 }
 
-func (k *keyring) get() *macs  { return k.pool.Get().(*macs) }
-func (k *keyring) put(m *macs) { k.pool.Put(m) }
+// recipe checks a secret, counts it, and returns what makes its key.
+func (r *keyring) recipe(secret string) (func() key, error) {
+	if secret == "" {
+		return nil, fmt.Errorf("%w: it is empty", ErrSecret)
+	}
+	if encoded, ok := strings.CutPrefix(secret, privatePrefix); ok {
+		private, err := decodePrivateKey(encoded)
+		if err != nil {
+			return nil, err
+		}
+		r.ed25519s++
+		return func() key { return key{private: private, public: publicOf(private)} }, nil
+	}
+	if encoded, ok := strings.CutPrefix(secret, publicPrefix); ok {
+		public, err := decodePublicKey(encoded)
+		if err != nil {
+			return nil, err
+		}
+		r.ed25519s++
+		return func() key { return key{public: public} }, nil
+	}
+	var standard []byte // nil where it is the secret itself
+	if encoded, ok := strings.CutPrefix(secret, secretPrefix); ok {
+		if standard, ok = decodeKey(encoded); !ok {
+			return nil, fmt.Errorf("%w: %s is not followed by base64", ErrSecret, secretPrefix)
+		}
+	}
+	r.hmacs++
+	return func() key {
+		body := hmac.New(sha256.New, []byte(secret))
+		if standard == nil {
+			return key{body: body, standard: body}
+		}
+		return key{body: body, standard: hmac.New(sha256.New, standard)}
+	}, nil
+}
+
+// maxScratch is how much of a message that was signed is kept for the next.
+const maxScratch = 64 << 10
+
+func (r *keyring) get() *macs { return r.pool.Get().(*macs) }
+
+func (r *keyring) put(m *macs) {
+	if cap(m.message) > maxScratch {
+		m.message = nil
+	}
+	r.pool.Put(m)
+}
+
+// join returns prefix and body as one, as Ed25519 reads its message twice. It
+// is valid until the next call.
+func (m *macs) join(prefix, body []byte) []byte {
+	m.message = append(append(m.message[:0], prefix...), body...)
+	return m.message
+}
 
 // sum returns the MAC of prefix and body. It is valid until the next call.
 func (m *macs) sum(h hash.Hash, prefix, body []byte) []byte {

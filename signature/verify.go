@@ -2,6 +2,7 @@ package signature
 
 import (
 	"cmp"
+	"crypto/ed25519"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
@@ -24,7 +25,8 @@ var (
 	ErrMissing = errors.New("signature: no signature header")
 
 	// ErrMalformed means that the signature header holds no signature that can
-	// be checked: it is garbled, or all its signatures are of unknown versions.
+	// be checked: it is garbled, or all its signatures are of versions that the
+	// Verifier has no key for.
 	ErrMalformed = errors.New("signature: malformed signature header")
 
 	// ErrID means that the webhook-id header is missing.
@@ -83,6 +85,7 @@ type Verifier struct {
 
 // NewVerifier returns a Verifier that accepts what is signed with any of the
 // secrets. To rotate a secret, accept the old and the new one for a while.
+// The public key of an Ed25519 key, "whpk_…", stands for it.
 //
 // A secret that is empty or malformed, and a list without secrets, give an
 // error that wraps [ErrSecret].
@@ -103,9 +106,10 @@ func NewVerifier(secrets ...string) (*Verifier, error) {
 //
 // If there is a webhook-signature header, it decides: the webhook-id must be
 // there, the webhook-timestamp within the tolerance, and one of the signatures
-// of version v1 must match; signatures of other versions are ignored. Only if
-// there is no such header does X-MuseHub-Signature count, and only if
-// StandardOnly isn't set.
+// must match: of version v1 with a secret, of version v1a with an Ed25519 key.
+// Those of other versions are ignored. Only if there is no such header does
+// X-MuseHub-Signature count, and only if StandardOnly isn't set and there is a
+// secret that isn't an Ed25519 key.
 //
 // The error is one of this package's, such as [ErrTooOld] or [ErrMismatch], or
 // wraps one.
@@ -122,14 +126,19 @@ type claim struct {
 	standard bool   // the scheme
 	prefix   string // what was signed before the body
 	macs     [][sha256.Size]byte
+	ed25519s [][]byte
 }
+
+// maxEd25519 is how many Ed25519 signatures of a request are looked at: to check
+// one takes as long as a hundred MACs, and anyone can send them.
+const maxEd25519 = 20
 
 // claim reads the headers and returns an error if no body can make them valid.
 func (v *Verifier) claim(header http.Header) (claim, error) {
 	if value := header.Get(HeaderSignature); value != "" {
 		return v.standardClaim(header, value)
 	}
-	if v.StandardOnly {
+	if v.StandardOnly || v.keys.hmacs == 0 {
 		return claim{}, fmt.Errorf("%w: %s is required", ErrMissing, HeaderSignature)
 	}
 	name := "X-" + cmp.Or(v.Brand, defaultBrand) + "-Signature"
@@ -173,20 +182,40 @@ func (v *Verifier) standardClaim(header http.Header, value string) (claim, error
 	// only the very text that was signed is valid.
 	c := claim{standard: true, prefix: id + "." + timestamp + "."}
 	for signature := range strings.SplitSeq(value, " ") {
-		encoded, ok := strings.CutPrefix(signature, standardPrefix)
-		if !ok || len(encoded) != base64.StdEncoding.EncodedLen(sha256.Size) {
-			continue
+		if encoded, ok := strings.CutPrefix(signature, standardPrefix); ok && v.keys.hmacs > 0 {
+			if mac := decodeSignature(encoded, sha256.Size); mac != nil {
+				c.macs = append(c.macs, [sha256.Size]byte(mac))
+			}
 		}
-		mac, err := base64.StdEncoding.Strict().DecodeString(encoded)
-		if err != nil || len(mac) != sha256.Size {
-			continue
+		if encoded, ok := strings.CutPrefix(signature, ed25519Standard); ok && v.keys.ed25519s > 0 && len(c.ed25519s) < maxEd25519 {
+			if sig := decodeSignature(encoded, ed25519.SignatureSize); sig != nil {
+				c.ed25519s = append(c.ed25519s, sig)
+			}
 		}
-		c.macs = append(c.macs, [sha256.Size]byte(mac))
 	}
-	if c.macs == nil {
-		return claim{}, fmt.Errorf("%w: no v1 signature in %s", ErrMalformed, HeaderSignature)
+	if c.macs == nil && c.ed25519s == nil {
+		versions := "v1"
+		switch {
+		case v.keys.hmacs == 0:
+			versions = "v1a"
+		case v.keys.ed25519s > 0:
+			versions = "v1 or v1a"
+		}
+		return claim{}, fmt.Errorf("%w: no %s signature in %s", ErrMalformed, versions, HeaderSignature)
 	}
 	return c, nil
+}
+
+// decodeSignature returns size bytes, or nil if their base64 isn't what is there.
+func decodeSignature(encoded string, size int) []byte {
+	if len(encoded) != base64.StdEncoding.EncodedLen(size) {
+		return nil
+	}
+	sig, err := base64.StdEncoding.Strict().DecodeString(encoded)
+	if err != nil || len(sig) != size {
+		return nil
+	}
+	return sig
 }
 
 // check returns nil if one of the secrets signed the body with one of the
@@ -195,12 +224,23 @@ func (v *Verifier) check(c claim, body []byte) error {
 	m := v.keys.get()
 	defer v.keys.put(m)
 
-	hashes := m.body
-	if c.standard {
-		hashes = m.standard
-	}
 	m.prefix = append(m.prefix[:0], c.prefix...)
-	for _, h := range hashes {
+	if len(c.ed25519s) > 0 {
+		m.join(m.prefix, body)
+	}
+	for _, k := range m.keys {
+		for _, sig := range c.ed25519s {
+			if k.public != nil && ed25519.Verify(k.public, m.message, sig) {
+				return nil
+			}
+		}
+		if k.body == nil || len(c.macs) == 0 {
+			continue
+		}
+		h := k.body
+		if c.standard {
+			h = k.standard
+		}
 		want := m.sum(h, m.prefix, body)
 		for _, got := range c.macs {
 			if hmac.Equal(got[:], want) {

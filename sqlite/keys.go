@@ -23,8 +23,8 @@ func (s *Store) SecretKeys(generate func() (string, error)) ([]string, error) {
 	s.keysGuard.Lock()
 	defer s.keysGuard.Unlock()
 
-	path := s.path + ".key"
-	keys, err := readKeys(path)
+	path := KeyFile(s.path)
+	keys, err := ReadKeys(path)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return keys, err
 	}
@@ -44,14 +44,17 @@ func (s *Store) SecretKeys(generate func() (string, error)) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := writeKeys(path, key); err != nil {
-		return nil, posthorn.Errorf(posthorn.CodeUnavailable, "the key file %s can't be written: %w", filepath.Base(path), err)
+	if err := WriteKeys(path, []string{key}); err != nil {
+		return nil, err
 	}
 	return []string{key}, nil
 }
 
-// readKeys returns an error that is fs.ErrNotExist as it is.
-func readKeys(path string) ([]string, error) {
+// KeyFile returns the path of the file with the keys of a database.
+func KeyFile(database string) string { return database + ".key" }
+
+// ReadKeys returns the keys in a key file, of which the first encrypts. Where there is none the error is [fs.ErrNotExist].
+func ReadKeys(path string) ([]string, error) {
 	name := filepath.Base(path)
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -75,8 +78,17 @@ func readKeys(path string) ([]string, error) {
 	return keys, nil
 }
 
-// writeKeys makes the file appear as a whole and stay: a crash leaves all of it or nothing.
-func writeKeys(path, key string) (err error) {
+// WriteKeys puts keys into a key file, in the place of those that it has. A [Store] that is open reads them when it is opened
+// the next time.
+func WriteKeys(path string, keys []string) error {
+	if err := writeFile(path, strings.Join(keys, "\n")+"\n"); err != nil {
+		return posthorn.Errorf(posthorn.CodeUnavailable, "the key file %s can't be written: %w", filepath.Base(path), err)
+	}
+	return nil
+}
+
+// writeFile makes a file appear as a whole and stay: a crash leaves all of it or what was there before.
+func writeFile(path, text string) (err error) {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, filepath.Base(path)+".*") // with mode 0600
 	if err != nil {
@@ -88,7 +100,7 @@ func writeKeys(path, key string) (err error) {
 			os.Remove(f.Name())
 		}
 	}()
-	if _, err := f.WriteString(key + "\n"); err != nil {
+	if _, err := f.WriteString(text); err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil {

@@ -55,6 +55,14 @@ func TestSecretKeys(t *testing.T) {
 	}
 	want("new", "old")
 
+	if err := WriteKeys(KeyFile(path), []string{"newest", "new", "old"}); err != nil {
+		t.Fatal(err)
+	}
+	want("newest", "new", "old")
+	if info, err := os.Stat(KeyFile(path)); err != nil || runtime.GOOS != "windows" && info.Mode().Perm() != 0o600 {
+		t.Fatalf("key file: %v, %v", info, err)
+	}
+
 	// Keys that are lost are replaced only while nothing was encrypted with them.
 	if err := os.Remove(path + ".key"); err != nil {
 		t.Fatal(err)

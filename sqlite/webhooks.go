@@ -203,6 +203,7 @@ func webhookJSON(w *posthorn.Webhook) (events, secrets string, err error) {
 	}
 	stored := slices.Clone(w.Secrets)
 	for i := range stored {
+		stored[i].CreatedAt = stored[i].CreatedAt.UTC().Truncate(time.Microsecond)
 		stored[i].ExpiresAt = stored[i].ExpiresAt.UTC().Truncate(time.Microsecond)
 	}
 	s, err := json.Marshal(stored)
@@ -294,4 +295,11 @@ func (s *Store) Setting(ctx context.Context, name, initial string) (string, erro
 		return err
 	})
 	return value, err
+}
+
+// SetSetting implements [posthorn.Store].
+func (s *Store) SetSetting(ctx context.Context, name, value string) error {
+	return s.write(ctx, func(c *sqlite.Conn) error {
+		return exec(c, "INSERT INTO posthorn_settings (name, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", name, value)
+	})
 }

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/musehub/posthorn/internal/secretbox"
 )
 
 // Cases 16, 18 and 35, and the crashes of cases 4 and 34: what is left when a server is started again.
@@ -145,11 +147,13 @@ func contract34Crash(t *testing.T) {
 
 // Case 16: a secret that the server's keys don't decrypt.
 func contract16(t *testing.T) {
-	// The first start makes a key A. Then B is put before it: what is sealed from then on needs B.
+	// The first start makes a key A. The database then gets a secret that needs B, as from an import or another node.
 	s := startContract(t)
 	c := in(t, s)
 	receiver := newReceiver(t, nil)
 	sealedByA := c.hook(receiver.URL+"/a", "push", "secret of a")
+	sealedByB := c.hook(receiver.URL+"/b", "push", "another secret")
+	unsigned := c.hook(receiver.URL+"/none", "push", "")
 	s.stop()
 	keyA := secretKey(t, s.data)
 	out, err := exec.Command("posthorn", "keys", "generate").Output()
@@ -157,16 +161,21 @@ func contract16(t *testing.T) {
 		t.Fatal(err)
 	}
 	keyB := strings.TrimSpace(string(out))
+	box, err := secretbox.New([]string{keyB})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := box.SealFor(sealedByB, "secret of b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sql(t, s.data, "UPDATE posthorn_webhooks SET secrets = ? WHERE id = ?", asJSON([]any{map[string]string{"sealed": sealed}}), sealedByB)
 	restart := func(keys ...string) {
 		t.Helper()
 		setSecretKeys(t, s.data, keys...)
 		s = startContract(t, "--data", s.data)
 		c = c.at(s)
 	}
-	restart(keyB, keyA)
-	sealedByB := c.hook(receiver.URL+"/b", "push", "secret of b")
-	unsigned := c.hook(receiver.URL+"/none", "push", "")
-	s.stop()
 
 	// Without B the one webhook's deliveries fail, and say why; the others get theirs.
 	restart(keyA)

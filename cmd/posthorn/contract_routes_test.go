@@ -38,7 +38,7 @@ func (c *contract) routes() map[string][]string {
 	routes := map[string][]string{}
 	for path, operations := range document.Paths {
 		path = strings.ReplaceAll(path, "{repoId}", c.repo)
-		path = strings.NewReplacer("{webhookId}", "w", "{deliveryId}", "d", "{eventId}", "e").Replace(path)
+		path = strings.NewReplacer("{webhookId}", "w", "{deliveryId}", "d", "{eventId}", "e", "{secretId}", "s").Replace(path)
 		for method := range operations {
 			routes[path] = append(routes[path], strings.ToUpper(method))
 		}

@@ -16,7 +16,7 @@ import (
 
 type listenCmd struct {
 	Port   uint16        `default:"9000" placeholder:"PORT" help:"Port on 127.0.0.1 (default ${default}). 0 takes a free one."`
-	Secret []string      `sep:"none" placeholder:"SECRET" help:"Secret to check the signatures with. Repeat it to accept any of several. Requests with a wrong one are answered with 401."`
+	Secret []string      `sep:"none" placeholder:"SECRET" help:"Secret to check the signatures with, or public key whpk_…. Repeat it to accept any of several. Requests with a wrong one are answered with 401."`
 	Status int           `default:"200" placeholder:"STATUS" help:"Status to answer with (default ${default})."`
 	Fail   int           `default:"0" placeholder:"N" help:"Answer the first N requests of each event with 500."`
 	Delay  time.Duration `default:"0s" placeholder:"DURATION" help:"How long to wait before each answer."`

@@ -32,6 +32,7 @@ type cli struct {
 	Demo    demoCmd    `cmd:"" group:"server" help:"Show everything at work in a minute, with nothing to set up."`
 
 	Webhooks   webhooksCmd   `cmd:"" group:"client" help:"Create, list, change, delete and ping webhooks."`
+	Secrets    secretsCmd    `cmd:"" group:"client" help:"List, rotate and revoke the secrets that sign the deliveries of a webhook."`
 	Dispatch   dispatchCmd   `cmd:"" group:"client" help:"Dispatch an event to the webhooks of a repo that subscribe to it."`
 	Deliveries deliveriesCmd `cmd:"" group:"client" help:"List, show, follow and repeat deliveries."`
 	Events     eventsCmd     `cmd:"" group:"client" help:"List and show events."`

@@ -14,7 +14,7 @@ import (
 )
 
 type verifyCmd struct {
-	Secret    []string      `required:"" sep:"none" placeholder:"SECRET" help:"Secret to check with. Repeat it to accept any of several."`
+	Secret    []string      `required:"" sep:"none" placeholder:"SECRET" help:"Secret to check with, or public key whpk_…. Repeat it to accept any of several."`
 	Header    []string      `short:"H" env:"-" required:"" sep:"none" placeholder:"'NAME: VALUE'" help:"Header of the request, or @FILE with one on each line. Can be repeated; those without a part in the signature are ignored."`
 	Tolerance time.Duration `env:"-" default:"5m" placeholder:"DURATION" help:"How far the webhook-timestamp may be from now (default ${default})."`
 	brandFlag

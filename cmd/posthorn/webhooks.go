@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,8 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/musehub/posthorn/signature"
 )
 
 type webhooksCmd struct {
@@ -71,6 +68,7 @@ type createWebhookCmd struct {
 	Event          []string `short:"e" env:"-" required:"" placeholder:"TYPE" help:"Event type to subscribe to, or '*' for all. Can be repeated."`
 	Secret         string   `xor:"secret" placeholder:"SECRET" help:"Secret that signs the deliveries. Without one they are not signed."`
 	GenerateSecret bool     `xor:"secret" env:"-" help:"Make a good secret and print it, this once."`
+	GenerateKey    bool     `xor:"secret" env:"-" help:"Make an Ed25519 key and print its public part: the receiver can verify and not sign."`
 	Description    string   `env:"-" placeholder:"TEXT" help:"What the webhook is for."`
 }
 
@@ -91,31 +89,24 @@ func (c *createWebhookCmd) Run() error {
 		URL         string   `json:"url"`
 		Events      []string `json:"events"`
 		Secret      string   `json:"secret,omitempty"`
+		Generate    string   `json:"generateSecret,omitempty"`
 		Description string   `json:"description,omitempty"`
-	}{c.URL, c.Event, c.Secret, c.Description}
-	if c.GenerateSecret {
-		body.Secret = signature.GenerateSecret()
+	}{c.URL, c.Event, c.Secret, "", c.Description}
+	switch {
+	case c.GenerateSecret:
+		body.Generate = "hmac"
+	case c.GenerateKey:
+		body.Generate = "ed25519"
 	}
-	api, err := c.connect()
-	if err != nil {
-		return err
+	type created struct {
+		webhook
+		issued
 	}
-	answer, err := api.call(context.Background(), request{method: http.MethodPost, path: c.path("webhooks"), body: body})
-	if err != nil {
-		return err
-	}
-	if c.GenerateSecret { // the API shows no secrets
-		answer = bytes.Replace(answer, []byte("{"), fmt.Appendf(nil, `{"secret":%q,`, body.Secret), 1)
-	}
-	return c.print(answer, func() error {
-		if err := decode(answer, webhook.show); err != nil || !c.GenerateSecret {
+	return perform(c.connection, request{method: http.MethodPost, path: c.path("webhooks"), body: body}, func(w created) error {
+		if err := w.webhook.show(); err != nil {
 			return err
 		}
-		if err := details(field{"secret", body.Secret}); err != nil {
-			return err
-		}
-		_, err := fmt.Fprintln(os.Stderr, "Give the secret to the receiver now: it can't be shown again.")
-		return err
+		return w.issued.show()
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 	"crypto/aes"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +21,9 @@ import (
 // the value was altered.
 var ErrUndecryptable = errors.New("none of the keys opens the sealed secret")
 
+// ErrForeign is returned by OpenFor for a secret that is bound to another owner.
+var ErrForeign = errors.New("the sealed secret belongs to another owner")
+
 // Layout of a Fernet token before base64: version, time, IV, ciphertext, HMAC.
 const (
 	tokenVersion  = 0x80
@@ -29,6 +33,10 @@ const (
 	// tokenPrefix is how every token starts for some thousand years: the version and the first bytes of a time in
 	// seconds, in base64.
 	tokenPrefix = "gAAAA"
+
+	// mark stands before and behind the owner of a secret that is bound to one. It can't begin a secret that isn't, as no
+	// text in UTF-8 has this byte.
+	mark = "\xff"
 )
 
 // A Box seals and opens secrets with a fixed set of keys. It is safe for
@@ -90,6 +98,55 @@ func (b *Box) Open(value string) (plaintext string, sealed bool, err error) {
 		return "", true, ErrUndecryptable
 	}
 	return string(msg), true, nil
+}
+
+// SealFor encrypts a secret, text in UTF-8, with the first key and binds it to its owner: OpenFor gives it to no other.
+func (b *Box) SealFor(owner, secret string) (string, error) {
+	return b.Seal(mark + owner + mark + secret)
+}
+
+// OpenFor decrypts what SealFor made for the owner, and what is bound to nobody, as found in imported databases: another
+// Fernet implementation's, or what was never encrypted. It reports whether the value is current, which is bound and
+// sealed with the first key. The error is ErrUndecryptable, ErrForeign or nil.
+func (b *Box) OpenFor(owner, value string) (secret string, current bool, err error) {
+	first := &Box{keys: b.keys[:1]}
+	text, sealed, err := first.Open(value)
+	current = sealed && err == nil
+	if err != nil && len(b.keys) > 1 {
+		text, _, err = b.Open(value)
+	}
+	if err != nil {
+		return "", false, err
+	}
+	bound, ok := strings.CutPrefix(text, mark)
+	if !ok || !sealed {
+		return text, false, nil
+	}
+	of, secret, _ := strings.Cut(bound, mark)
+	if of != owner {
+		return "", false, ErrForeign
+	}
+	return secret, current, nil
+}
+
+// First returns the fingerprint of the key that seals.
+func (b *Box) First() string { return fingerprint(b.keys[0]) }
+
+// Len returns how many keys the box has.
+func (b *Box) Len() int { return len(b.keys) }
+
+// Fingerprint tells keys apart without showing them: 16 hexadecimal digits, the same for each form of a key.
+func Fingerprint(key string) (string, error) {
+	b, err := New([]string{key})
+	if err != nil {
+		return "", err
+	}
+	return b.First(), nil
+}
+
+func fingerprint(key *fernet.Key) string {
+	sum := sha256.Sum256(key[:])
+	return hex.EncodeToString(sum[:8])
 }
 
 // IsSealed reports whether value is a sealed secret or what is left of one: it starts like one, or has the version and a

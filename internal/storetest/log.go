@@ -17,7 +17,7 @@ func testDelivery(s *suite) {
 	r := retried(entryOf(w, e), start.Add(second), start.Add(2*second))
 	r.Delivery.ResponseBody = "“😀\ufffd” \t\n\\ '" + strings.Repeat("語", 500)
 	r.Delivery.Exchange = posthorn.Exchange{
-		URL: "https://example.com/hook?a=%20", SentAt: start, Secrets: 2,
+		URL: "https://example.com/hook?a=%20", SentAt: start, Secrets: 2, Ed25519: 1,
 		Header: http.Header{"Server": {"a", "b \u2028"}, "X-Empty": {""}},
 		Timings: posthorn.Timings{
 			DNS: 1, Connect: 2 * time.Microsecond, TLS: 3 * time.Millisecond, FirstByte: 4 * second, Total: 5 * time.Minute, Reused: true,

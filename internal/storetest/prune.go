@@ -422,11 +422,12 @@ func testCancelled(s *suite) {
 			_, err := s.Deliveries(ctx, posthorn.DeliveryQuery{RepoID: repo, WebhookID: w.ID, Limit: 1})
 			return err
 		},
-		"Event":   func() error { _, err := s.Event(ctx, repo, e.ID); return err },
-		"Events":  func() error { _, err := s.Events(ctx, posthorn.EventQuery{RepoID: repo, Limit: 1}); return err },
-		"Prune":   func() error { _, err := s.Prune(ctx, start); return err },
-		"Setting": func() error { _, err := s.Setting(ctx, "name", "value"); return err },
-		"Now":     func() error { _, err := s.Now(ctx); return err },
+		"Event":      func() error { _, err := s.Event(ctx, repo, e.ID); return err },
+		"Events":     func() error { _, err := s.Events(ctx, posthorn.EventQuery{RepoID: repo, Limit: 1}); return err },
+		"Prune":      func() error { _, err := s.Prune(ctx, start); return err },
+		"Setting":    func() error { _, err := s.Setting(ctx, "name", "value"); return err },
+		"SetSetting": func() error { return s.SetSetting(ctx, "name", "value") },
+		"Now":        func() error { _, err := s.Now(ctx); return err },
 	}
 	for name, call := range calls {
 		if err := call(); !errors.Is(err, context.Canceled) {

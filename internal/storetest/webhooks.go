@@ -16,8 +16,9 @@ func testWebhook(s *suite) {
 		ID: s.uuid(), RepoID: repo, URL: "https://example.com/a?b=c#d", Events: []string{"push", "*", "issue"}, Active: true,
 		Description: "Übung “quoted” 😀",
 		Secrets: []posthorn.Secret{
-			{Sealed: "new"},
-			{Sealed: "old", ExpiresAt: start.Add(time.Hour).In(time.FixedZone("there", 3600))},
+			{ID: "s2", Kind: posthorn.SecretEd25519, Sealed: "new", CreatedAt: start.Add(time.Second + 9).Local()},
+			{ID: "s1", Kind: posthorn.SecretHMAC, Sealed: "old", CreatedAt: start, ExpiresAt: start.Add(time.Hour).In(time.FixedZone("there", 3600))},
+			{Sealed: "imported"},
 		},
 		CreatedAt: start.Add(123 * time.Nanosecond), UpdatedAt: start.Add(time.Minute).Local(),
 	}
@@ -27,7 +28,11 @@ func testWebhook(s *suite) {
 	}
 	want := w
 	want.CreatedAt, want.UpdatedAt = start, start.Add(time.Minute)
-	want.Secrets = []posthorn.Secret{{Sealed: "new"}, {Sealed: "old", ExpiresAt: start.Add(time.Hour)}}
+	want.Secrets = []posthorn.Secret{
+		{ID: "s2", Kind: posthorn.SecretEd25519, Sealed: "new", CreatedAt: start.Add(time.Second)},
+		{ID: "s1", Kind: posthorn.SecretHMAC, Sealed: "old", CreatedAt: start, ExpiresAt: start.Add(time.Hour)},
+		{Sealed: "imported"},
+	}
 	got, err := s.Webhook(s.Context(), repo, w.ID)
 	s.check(err)
 	s.equal("webhooks", got, want)
@@ -415,6 +420,15 @@ func testSetting(s *suite) {
 	get("a", "first", "first")
 	get("a", "second", "first")
 	get("a", "", "first")
+	get("b", "", "")
+	set := func(name, value string) {
+		s.Helper()
+		s.check(s.SetSetting(s.Context(), name, value))
+	}
+	set("a", "other")
+	set("c", "new")
+	get("a", "third", "other")
+	get("c", "", "new")
 	get("b", "", "")
 }
 
