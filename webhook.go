@@ -95,7 +95,7 @@ type Page[T any] struct {
 
 const (
 	// MaxScan is how many rows of the log a filtered listing examines for one page.
-	MaxScan = 2_000
+	MaxScan = 500
 	// MaxPageBytes is how many bytes of payload one page carries at most, unless a single item has more.
 	MaxPageBytes = 8 << 20
 )
