@@ -143,7 +143,7 @@ func (d *Dispatcher) RequestHeader(delivery Delivery) http.Header {
 	if delivery.Payload != nil {
 		header["Content-Length"] = []string{strconv.Itoa(len(delivery.Payload))}
 	}
-	secrets := delivery.Exchange.Secrets - delivery.Exchange.Ed25519
+	secrets := max(0, delivery.Exchange.Secrets-delivery.Exchange.Ed25519)
 	if secrets > 0 {
 		header[d.headers.signature] = []string{"sha256=***"}
 	}

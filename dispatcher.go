@@ -162,6 +162,7 @@ func (d *Dispatcher) Start(ctx context.Context) error {
 		d.background.run(func(ctx context.Context) { notifier.Listen(ctx, d.notified) })
 	}
 	d.background.run(d.maintain)
+	d.background.run(d.keepSealed)
 	d.state.Store(stateStarted)
 	return nil
 }
@@ -262,14 +263,26 @@ func (d *Dispatcher) notified(n Notification) {
 	}
 }
 
-// maintain removes what is older than the retention, and encrypts anew the secrets for which that is due.
+// keepSealed encrypts anew the secrets for which that is due.
+func (d *Dispatcher) keepSealed(ctx context.Context) {
+	for {
+		again := resealEvery
+		if !d.reseal(ctx) {
+			again = pruneEvery
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(again):
+		}
+	}
+}
+
+// maintain removes what is older than the retention.
 func (d *Dispatcher) maintain(ctx context.Context) {
 	tick := time.NewTicker(pruneEvery)
 	defer tick.Stop()
-	for sealed := (time.Time{}); ; {
-		if time.Since(sealed) >= resealEvery && d.reseal(ctx) {
-			sealed = time.Now()
-		}
+	for {
 		n, err := d.store.Prune(ctx, d.clock.now().Add(-d.cfg.Retention))
 		switch {
 		case ctx.Err() != nil:

@@ -83,7 +83,7 @@ func TestBacklogWaitsForTheStore(t *testing.T) {
 			defer mu.Unlock()
 			results = append(results, r)
 		})
-		const backlog = 2 * fewUnrecorded
+		const backlog = 2 * maxBatchResults
 		s.limits.queued = backlog
 		webhooks := benchWebhooks(2)
 		accept := func(w []DueWebhook) {
@@ -97,8 +97,8 @@ func TestBacklogWaitsForTheStore(t *testing.T) {
 		}
 		<-time.After(time.Second)
 		synctest.Wait()
-		if got, most := attempts[1], fewUnrecorded+s.limits.perWebhook+int(time.Second/takes); got < fewUnrecorded || got > most {
-			t.Errorf("%d attempts were made while nothing was recorded, want %d to %d", got, fewUnrecorded, most)
+		if got, most := attempts[1], maxBatchResults+s.limits.perWebhook+int(time.Second/takes); got < maxBatchResults || got > most {
+			t.Errorf("%d attempts were made while nothing was recorded, want %d to %d", got, maxBatchResults, most)
 		}
 		accept(webhooks[1:])
 		synctest.Wait()

@@ -114,7 +114,7 @@ func (d *Dispatcher) DispatchBatch(ctx context.Context, events []Event) ([]Recei
 		} else if webhooks, err = d.match(ctx, event); err != nil {
 			return nil, err
 		}
-		if deliveries += len(webhooks); deliveries > MaxBatchDeliveries && len(wanted) > 0 {
+		if deliveries += len(webhooks); deliveries > MaxBatchDeliveries && len(wanted) > 0 && len(webhooks) > 0 {
 			return nil, tooLarge("events", "they go to webhooks more than %d times in all: post fewer at once", MaxBatchDeliveries)
 		}
 		if len(webhooks) > 0 {

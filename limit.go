@@ -173,4 +173,4 @@ func (l limits) maxUnrecorded() int { return 4 * l.inFlight }
 // fewUnrecorded is how many may wait before webhooks that have requests in flight start no more: as many as keep the store
 // busy, with a full batch that is being committed while the next one gathers. To send more would be no quicker, because these
 // have to be recorded, too; and who has nothing in flight shall not wait behind them for the store and the processors.
-const fewUnrecorded = maxBatchResults
+func (l limits) fewUnrecorded() int { return min(maxBatchResults, l.maxUnrecorded()/2) }

@@ -280,7 +280,7 @@ func (s *scheduler) list(q *queue) {
 // shared is how many more requests may start now to proven webhooks that have some in flight.
 func (s *scheduler) shared() int {
 	others := s.used[unknown].inFlight + s.used[failing].inFlight
-	return min((s.limits.inFlight-others)*3/4-s.used[proven].inFlight, fewUnrecorded-s.unrecorded)
+	return min((s.limits.inFlight-others)*3/4-s.used[proven].inFlight, s.limits.fewUnrecorded()-s.unrecorded)
 }
 
 // next takes the entry whose turn it is. Without one its queue is nil.

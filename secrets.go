@@ -94,7 +94,7 @@ func (d *Dispatcher) RotateSecret(ctx context.Context, repoID, webhookID, secret
 		return Secret{}, invalid("overlap", "it is negative")
 	}
 	w, err := d.changeSecrets(ctx, repoID, webhookID, func(w *Webhook) error {
-		w.expireSecrets(overlap)
+		d.expireSecrets(w, overlap)
 		return d.addSecret(w, secret)
 	})
 	if err != nil {
@@ -178,9 +178,14 @@ func (d *Dispatcher) PublicKeys(ctx context.Context, repoID, webhookID string) (
 	return keys, nil
 }
 
-// expireSecrets has the secrets of a webhook stop signing when the overlap is over, at the latest.
-func (w *Webhook) expireSecrets(overlap time.Duration) {
+// expireSecrets has the secrets of a webhook stop signing when the overlap is over, at the latest. Those that can't be read go at
+// once: as long as they are there nothing is sent, and whoever sets a new one wants that to end.
+func (d *Dispatcher) expireSecrets(w *Webhook, overlap time.Duration) {
 	until := w.UpdatedAt.Add(overlap)
+	w.Secrets = slices.DeleteFunc(w.Secrets, func(s Secret) bool {
+		_, _, err := d.box.OpenFor(w.ID, s.Sealed)
+		return err != nil
+	})
 	for i, s := range w.Secrets {
 		if s.ExpiresAt.IsZero() || s.ExpiresAt.After(until) {
 			w.Secrets[i].ExpiresAt = until
@@ -279,13 +284,14 @@ func (d *Dispatcher) examine(w Webhook) (untidy bool, left, unreadable int) {
 	kept := w.unexpired(d.clock.now())
 	untidy = len(kept) < len(w.Secrets)
 	for _, s := range kept {
-		switch _, current, err := d.box.OpenFor(w.ID, s.Sealed); {
+		text, current, err := d.box.OpenFor(w.ID, s.Sealed)
+		switch {
 		case err != nil:
 			unreadable++
 		case !current:
 			left++
 		}
-		untidy = untidy || s.ID == ""
+		untidy = untidy || s.ID == "" || err == nil && s.Kind != kindOf(text)
 	}
 	return untidy || left > 0, left, unreadable
 }
@@ -314,7 +320,10 @@ func (d *Dispatcher) tidySecrets(w *Webhook) error {
 			}
 		}
 		if s.ID == "" {
-			s.ID, s.Kind, s.CreatedAt = newID(now), kindOf(text), w.CreatedAt
+			s.ID, s.Kind, s.CreatedAt = newID(now), SecretHMAC, w.CreatedAt
+		}
+		if text != "" {
+			s.Kind = kindOf(text)
 		}
 	}
 	return nil

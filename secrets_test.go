@@ -230,7 +230,7 @@ func TestExchangedSecrets(t *testing.T) {
 		if s, err := w.KeyStatus(t.Context()); err != nil || s.Unreadable != 1 || s.Left != 0 {
 			t.Errorf("status %+v, %v", s, err)
 		}
-		w.rotate(mine, "again", 0)
+		w.rotate(mine, "again", time.Hour)
 		if _, _, verifying := w.signatures("r1", bad, "again"); len(verifying) != 1 {
 			t.Error("a new secret doesn't sign")
 		}

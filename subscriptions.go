@@ -242,6 +242,7 @@ func (s *subscriptions) prepare(w Webhook, now time.Time, subs *subscribers) *ta
 	t := &target{Webhook: w}
 	t.url, _ = sender.ParseURL(w.URL) // nil for what an import brought in unchecked: its deliveries fail
 	var plain []string
+	ed25519 := 0
 	for _, secret := range w.Secrets {
 		if !secret.ExpiresAt.IsZero() {
 			if !now.Before(secret.ExpiresAt) {
@@ -258,14 +259,15 @@ func (s *subscriptions) prepare(w Webhook, now time.Time, subs *subscribers) *ta
 		}
 		plain = append(plain, text)
 		if kindOf(text) == SecretEd25519 {
-			t.ed25519++
+			ed25519++
 		}
 	}
 	if len(plain) == 0 && len(w.Secrets) > 0 { // nothing is sent unsigned that was meant to be signed
 		t.signerErr = errors.New("all signing secrets of the webhook have expired; set a new one")
 		return t
 	}
-	t.secrets = len(plain)
-	t.signer, t.signerErr = signature.NewSigner(plain...)
+	if t.signer, t.signerErr = signature.NewSigner(plain...); t.signerErr == nil {
+		t.secrets, t.ed25519 = len(plain), ed25519
+	}
 	return t
 }

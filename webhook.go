@@ -173,7 +173,7 @@ func (d *Dispatcher) patch(w *Webhook, p WebhookPatch) error {
 	if overlap < 0 {
 		return invalid("secretOverlap", "it is negative")
 	}
-	w.expireSecrets(overlap)
+	d.expireSecrets(w, overlap)
 	if *p.Secret == "" {
 		w.Secrets = nil
 	} else if err := d.addSecret(w, *p.Secret); err != nil {

@@ -2,8 +2,9 @@ package httpapi
 
 import (
 	"context"
-	"encoding/json"
+	"maps"
 	"net/http"
+	"slices"
 	"sync"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -35,7 +36,7 @@ func postOperation[I, O any](s *server, op huma.Operation, need scope, handler f
 		} else {
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(out.Status)
-			_ = json.NewEncoder(w).Encode(&out.Body) // fails only if the client is gone
+			_ = huma.DefaultJSONFormat.Marshal(w, &out.Body) // fails only if the client is gone
 		}
 		if cap(*buffer) <= maxBody {
 			bodyBuffers.Put(buffer)
@@ -56,8 +57,8 @@ func post[I, O any](
 	if p != nil {
 		return nil, p
 	}
-	for name := range query {
-		return nil, invalid(name, "unknown query parameter")
+	if len(query) > 0 {
+		return nil, invalid(slices.Min(slices.Collect(maps.Keys(query))), "unknown query parameter")
 	}
 	raw, err := readBody(w, r, limit, *buffer)
 	if err != nil {

@@ -159,6 +159,8 @@ func (s *server) createWebhook(ctx context.Context, in *createWebhookInput) (*ou
 		case err != nil:
 			return nil, invalid("generateSecret", "it is hmac or ed25519")
 		}
+	} else if secret != "" {
+		_, shown, _ = issue(secret, "") // one that is malformed is refused below
 	}
 	w, err := s.dispatcher.CreateWebhook(ctx, posthorn.NewWebhook{
 		RepoID: in.RepoID, URL: in.body.URL, Events: in.body.Events, Secret: secret, Description: in.body.Description,

@@ -384,6 +384,10 @@ func TestTerminated(t *testing.T) {
 	if failures == 0 {
 		t.Error("nothing failed")
 	}
+	for ended := true; ended; { // whoever uses the last such session notices
+		_, err := s.Webhook(t.Context(), w.RepoID, w.ID)
+		ended = posthorn.ErrorCode(err) == posthorn.CodeUnavailable
+	}
 	wantLog(t, s, w, n)
 }
 

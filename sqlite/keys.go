@@ -88,7 +88,11 @@ func WriteKeys(path string, keys []string) error {
 }
 
 // writeFile makes a file appear as a whole and stay: a crash leaves all of it or what was there before.
+// It stays the file of whoever had it, also where root changes the keys of a server.
 func writeFile(path, text string) (err error) {
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target
+	}
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, filepath.Base(path)+".*") // with mode 0600
 	if err != nil {
@@ -100,6 +104,9 @@ func writeFile(path, text string) (err error) {
 			os.Remove(f.Name())
 		}
 	}()
+	if err := keepOwner(f, path); err != nil {
+		return err
+	}
 	if _, err := f.WriteString(text); err != nil {
 		return err
 	}

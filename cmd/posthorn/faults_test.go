@@ -239,7 +239,7 @@ func TestFaultPlaintextSecret(t *testing.T) {
 		c.dispatch("push", `{}`, 1)
 		checkSigned(t, receiver.await(start + 1)[start], plain)
 		eventually(t, func() string {
-			if start == 0 && !strings.Contains(s.logs(), "encrypted secrets that had been imported as plaintext") {
+			if start == 0 && !strings.Contains(s.logs(), "encrypted signing secrets with the first key") {
 				return "the server has not encrypted the secret"
 			}
 			return ""

@@ -91,7 +91,8 @@ func (c *rotateSecretCmd) Run() error {
 		body["kind"] = c.Kind
 	}
 	if c.Overlap != nil {
-		body["overlap"] = int64(math.Ceil(c.Overlap.Seconds()))
+		s := c.Overlap.Seconds()
+		body["overlap"] = int64(math.Copysign(math.Ceil(math.Abs(s)), s)) // not 0, which would revoke all at once, unless it is
 	}
 	return perform(c.connection, request{method: http.MethodPost, path: c.path("webhooks", c.Webhook, "secrets"), body: body}, func(s secret) error {
 		if err := details(field{"id", s.SecretID}, field{"kind", s.Kind}); err != nil {

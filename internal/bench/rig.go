@@ -8,11 +8,13 @@ import (
 	"os"
 	"runtime/debug"
 	"runtime/pprof"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
 
 	"github.com/musehub/posthorn"
+	"github.com/musehub/posthorn/internal/secretbox"
 	"github.com/musehub/posthorn/signature"
 )
 
@@ -134,9 +136,14 @@ func (r *rig) repos(ctx context.Context, prefix string, count, n int, eventType,
 		repos[i] = prefix + "-" + strconv.Itoa(i)
 	}
 	// The Dispatcher makes one, with a secret, and the others are as that one.
+	secret := signature.GenerateSecret()
 	first, err := r.dispatcher.CreateWebhook(ctx, posthorn.NewWebhook{
-		RepoID: repos[0], URL: url, Events: []string{eventType}, Secret: signature.GenerateSecret(),
+		RepoID: repos[0], URL: url, Events: []string{eventType}, Secret: secret,
 	})
+	if err != nil {
+		return nil, fmt.Errorf("create webhooks: %w", err)
+	}
+	box, err := secretbox.New(r.opts.SecretKeys)
 	if err != nil {
 		return nil, fmt.Errorf("create webhooks: %w", err)
 	}
@@ -147,6 +154,12 @@ func (r *rig) repos(ctx context.Context, prefix string, count, n int, eventType,
 		for i := from; i < to; i++ {
 			w := first
 			w.ID, w.RepoID = uniqueID(first.CreatedAt, offset+i), repos[i/n]
+			sealed, err := box.SealFor(w.ID, secret)
+			if err != nil {
+				return err
+			}
+			w.Secrets = slices.Clone(first.Secrets)
+			w.Secrets[0].Sealed = sealed
 			webhooks = append(webhooks, &w)
 		}
 		return r.opts.Store.CreateWebhooks(ctx, webhooks...)

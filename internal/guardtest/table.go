@@ -138,7 +138,7 @@ func Rows() []Row {
 		{"http://0x7f.1/", noName, delivery + loopback4},
 		{"http://0177.0.0.1/", noName, noHost},
 		{"http://127.1/", noName, noHost},
-		{"http://127.0.0.1./", noName, noHost},
+		{"http://127.0.0.1./", noName, delivery + loopback4},
 		{"http://[127.0.0.1]/", malformed, ""},
 		{"http://[::1%lo]/", malformed, ""},
 		{"http://x@[::1]/", noUserinfo, delivery + loopback6},

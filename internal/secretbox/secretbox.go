@@ -1,6 +1,7 @@
 // Package secretbox seals the secrets of webhooks for storage, in the Fernet
 // format (https://github.com/fernet/spec), so that a database whose secrets
-// another Fernet implementation sealed stays readable, and the other way round.
+// another Fernet implementation sealed stays readable. What is
+// sealed for a webhook (SealFor) is of use only here.
 package secretbox
 
 import (

@@ -3,6 +3,7 @@ package sender
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"net"
 	"net/http/httptrace"
 	"net/netip"
@@ -40,7 +41,7 @@ func (s *Sender) dial(ctx context.Context, addr string, secure bool) (net.Conn, 
 	var refused error // written before any address is dialed
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		DNSDone: func(info httptrace.DNSDoneInfo) {
-			if info.Err != nil {
+			if info.Err != nil || len(info.Addrs) == 0 {
 				return
 			}
 			a.mark(resolved)
@@ -86,14 +87,20 @@ func (s *Sender) dial(ctx context.Context, addr string, secure bool) (net.Conn, 
 }
 
 // absolute returns a name in the form that no search domain of the machine is added to: a webhook's host is the same
-// everywhere, and none of its tenants may have names completed to internal ones.
+// everywhere, and none of its tenants may have names completed to internal ones. Names of the hosts file are found there as they
+// are only.
 func absolute(host string) string {
 	name := strings.TrimSuffix(host, ".")
-	if strings.EqualFold(name, "localhost") {
-		return name // of the hosts file, where the C library looks for it in this form only
+	if _, err := hostsFile.LookupNetIP(context.Background(), "ip", name); err == nil {
+		return name
 	}
 	return name + "."
 }
+
+// hostsFile looks names up in the machine's hosts file, and asks no server, so that there is nothing to wait for.
+var hostsFile = &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
+	return nil, errors.New("not in the hosts file")
+}}
 
 // control is asked for every connection, with the address it is about to be made to.
 func (s *Sender) control(network, address string) error {

@@ -51,8 +51,8 @@ func (s *Sender) judge(target netip.AddrPort) error {
 		return refusal{"address with a zone", "none can be opened"}
 	}
 	ip = ip.Unmap() // ::ffff:127.0.0.1 gets where 127.0.0.1 does
-	isOwn := s.isOwn(ip, port)
 	behind, translated := s.translated(ip)
+	isOwn := s.isOwn(ip, port) || behind.IsValid() && s.isOwn(behind, port)
 	isMetadata := slices.Contains(metadata, ip) || behind.IsValid() && slices.Contains(metadata, behind)
 	for _, t := range s.allow {
 		if !t.contains(ip, port) {
