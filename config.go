@@ -62,6 +62,9 @@ type Config struct {
 	// Retention is how long events and deliveries are kept. Defaults to 30 days.
 	Retention time.Duration
 
+	// AuditRetention is how long entries of the audit log are kept. Defaults to 365 days.
+	AuditRetention time.Duration
+
 	// Brand is the middle of the header names X-MuseHub-Event, X-MuseHub-Delivery and X-MuseHub-Signature.
 	// Defaults to "MuseHub".
 	Brand string
@@ -98,6 +101,7 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.MaxQueued, 1024)
 	setDefault(&c.MaxQueuedBytes, 64<<20)
 	setDefault(&c.Retention, 30*24*time.Hour)
+	setDefault(&c.AuditRetention, 365*24*time.Hour)
 	setDefault(&c.Brand, "MuseHub")
 	setDefault(&c.UserAgent, "MuseHub-Webhook/1.0")
 	setDefault(&c.Logger, slog.Default())
@@ -113,6 +117,7 @@ func (c Config) withDefaults() (Config, error) {
 		"Timeout": int64(c.Timeout), "MaxPayload": int64(c.MaxPayload), "MaxInFlight": int64(c.MaxInFlight),
 		"MaxInFlightPerWebhook": int64(c.MaxInFlightPerWebhook), "MaxQueued": int64(c.MaxQueued),
 		"MaxQueuedBytes": int64(c.MaxQueuedBytes), "Retention": int64(c.Retention),
+		"AuditRetention": int64(c.AuditRetention),
 	} {
 		if n < 0 {
 			return c, Errorf(CodeInvalid, "Config.%s is negative", name)

@@ -223,7 +223,10 @@ func (d *Dispatcher) Redeliver(ctx context.Context, repoID, webhookID, deliveryI
 	// A caller who goes away doesn't interrupt this: whether it was done would be unknown.
 	enqueueing, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
 	defer cancel()
-	if err := d.store.Enqueue(enqueueing, e, node); err != nil {
+	writing := d.audited(enqueueing, AuditEntry{
+		Action: "delivery.redeliver", RepoID: repoID, Subject: deliveryID, Detail: "webhook " + webhookID,
+	})
+	if err := d.store.Enqueue(writing, e, node); err != nil {
 		d.sched.unreserve(webhook, len(event.Payload), reserved)
 		switch {
 		case ErrorCode(err) == CodeNotFound:

@@ -57,6 +57,7 @@ type Dispatcher struct {
 	attempts               context.Context // ended to cut off requests in flight
 	cutOff                 context.CancelFunc
 
+	tokens   tokenCache
 	waits    waits
 	complain sync.Map // what failed to when that was logged last
 }
@@ -291,6 +292,9 @@ func (d *Dispatcher) maintain(ctx context.Context) {
 			d.storeFailed("prune old events and deliveries", err)
 		case n > 0:
 			d.log.Info("pruned events and deliveries older than the retention", "rows", n, "retention", d.cfg.Retention.String())
+		}
+		if _, err := d.store.PruneAudit(ctx, d.clock.now().Add(-d.cfg.AuditRetention)); err != nil && ctx.Err() == nil {
+			d.storeFailed("prune the audit log", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -11,13 +11,14 @@ type Code string
 
 // The codes. A program can rely on them; the messages beside them are for people and may change.
 const (
-	CodeInvalid     Code = "invalid"     // the caller's input is wrong; Field names where
-	CodeNotFound    Code = "not_found"   // there is no such thing in that repo
-	CodeConflict    Code = "conflict"    // what is stored contradicts the request
-	CodeTooLarge    Code = "too_large"   // a limit on size was exceeded
-	CodeUnavailable Code = "unavailable" // not now: not started, stopping, or the store can't be written
-	CodeUncertain   Code = "uncertain"   // the store was lost while it committed: it may have been done or not
-	CodeInternal    Code = "internal"    // a defect in Posthorn or in the store
+	CodeInvalid      Code = "invalid"      // the caller's input is wrong; Field names where
+	CodeNotFound     Code = "not_found"    // there is no such thing in that repo
+	CodeConflict     Code = "conflict"     // what is stored contradicts the request
+	CodeTooLarge     Code = "too_large"    // a limit on size was exceeded
+	CodeUnavailable  Code = "unavailable"  // not now: not started, stopping, or the store can't be written
+	CodeUnauthorized Code = "unauthorized" // it is not known who asks
+	CodeUncertain    Code = "uncertain"    // the store was lost while it committed: it may have been done or not
+	CodeInternal     Code = "internal"     // a defect in Posthorn or in the store
 )
 
 // Error is an error with a code. Every error that a [Dispatcher] or a [Store] returns for a reason other than a

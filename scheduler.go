@@ -26,7 +26,7 @@ import (
 //
 // What memory has no room for is committed as free entries ("spilled"), and from then on everything for that webhook is,
 // until claims have caught up: first attempts keep their order. The scheduler lists the webhooks to claim for, and the
-// claimer (see claimer.go) does.
+// claimer (see lease.go) does.
 type scheduler struct {
 	limits limits
 	// attempt makes the attempt of an entry; its result goes to record. Both run on a worker's goroutine.

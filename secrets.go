@@ -93,7 +93,7 @@ func (d *Dispatcher) RotateSecret(ctx context.Context, repoID, webhookID, secret
 	if overlap < 0 {
 		return Secret{}, invalid("overlap", "it is negative")
 	}
-	w, err := d.changeSecrets(ctx, repoID, webhookID, func(w *Webhook) error {
+	w, err := d.changeSecrets(ctx, "secret.rotate", repoID, webhookID, "", func(w *Webhook) error {
 		d.expireSecrets(w, overlap)
 		return d.addSecret(w, secret)
 	})
@@ -106,7 +106,7 @@ func (d *Dispatcher) RotateSecret(ctx context.Context, repoID, webhookID, secret
 // RevokeSecret makes one secret stop signing at once. The last one that signs for good can't be revoked, only replaced by
 // [Dispatcher.RotateSecret] without an overlap: CodeConflict, so that nothing is unsigned by mistake.
 func (d *Dispatcher) RevokeSecret(ctx context.Context, repoID, webhookID, secretID string) error {
-	_, err := d.changeSecrets(ctx, repoID, webhookID, func(w *Webhook) error {
+	_, err := d.changeSecrets(ctx, "secret.revoke", repoID, webhookID, secretID, func(w *Webhook) error {
 		i := slices.IndexFunc(w.Secrets, func(s Secret) bool { return s.ID == secretID })
 		if i < 0 {
 			return Errorf(CodeNotFound, "Secret not found")
@@ -122,11 +122,14 @@ func (d *Dispatcher) RevokeSecret(ctx context.Context, repoID, webhookID, secret
 }
 
 // changeSecrets changes the secrets of a webhook, of which change sees those that sign.
-func (d *Dispatcher) changeSecrets(ctx context.Context, repoID, id string, change func(*Webhook) error) (Webhook, error) {
+func (d *Dispatcher) changeSecrets(
+	ctx context.Context, action, repoID, id, detail string, change func(*Webhook) error,
+) (Webhook, error) {
 	if err := d.checkRepo(ctx, repoID); err != nil {
 		return Webhook{}, err
 	}
-	w, err := d.store.UpdateWebhook(ctx, repoID, id, func(w *Webhook) error {
+	writing := d.audited(ctx, AuditEntry{Action: action, RepoID: repoID, Subject: id, Detail: detail})
+	w, err := d.store.UpdateWebhook(writing, repoID, id, func(w *Webhook) error {
 		if err := d.tidySecrets(w); err != nil {
 			return err
 		}

@@ -85,6 +85,24 @@ type Store interface {
 	// Events returns a page of a repo's events in descending order of Seq.
 	Events(ctx context.Context, q EventQuery) (Page[AcceptedEvent], error)
 
+	// CreateToken stores an API token under the hash of its text and sets its Seq. CodeConflict when there is one of that ID or
+	// hash.
+	CreateToken(ctx context.Context, t *Token, hash string) error
+	// TokenByHash returns the token that was stored under a hash. CodeNotFound when there is none.
+	TokenByHash(ctx context.Context, hash string) (Token, error)
+	// Tokens returns a page of tokens in ascending order of Seq.
+	Tokens(ctx context.Context, q TokenQuery) (Page[Token], error)
+	// TouchToken sets when a token was last used, if that is later than what is stored. One that is gone is no error.
+	TouchToken(ctx context.Context, id string, at time.Time) error
+	// DeleteToken removes a token. CodeNotFound when there is none.
+	DeleteToken(ctx context.Context, id string) error
+	// AuditLog returns a page of the audit log in descending order of Seq, without a Total. Entries get there with the writes
+	// that they belong to: CreateWebhooks, UpdateWebhook, DeleteWebhook, Enqueue, CreateToken and DeleteToken store the entry
+	// that their context carries ([AuditOf]) in the same transaction, and not if they fail.
+	AuditLog(ctx context.Context, q AuditQuery) (Page[AuditEntry], error)
+	// PruneAudit removes entries of the audit log from before the given time, as Prune does, and reports how many.
+	PruneAudit(ctx context.Context, before time.Time) (int, error)
+
 	// Prune removes deliveries recorded and events accepted before the given time, but no event with an entry in the
 	// queue, and what deleted webhooks left behind. Deliveries may stay for up to two days longer, so that a store can drop a
 	// day's at once. It works in batches so small that no writer waits for more than a few milliseconds, and reports how

@@ -121,6 +121,7 @@ func (d *Dispatcher) CreateWebhook(ctx context.Context, n NewWebhook) (Webhook, 
 			return Webhook{}, err
 		}
 	}
+	ctx = d.audited(ctx, AuditEntry{Action: "webhook.create", RepoID: w.RepoID, Subject: w.ID})
 	if err := d.store.CreateWebhooks(ctx, &w); err != nil {
 		return Webhook{}, err
 	}
@@ -135,7 +136,8 @@ func (d *Dispatcher) UpdateWebhook(ctx context.Context, repoID, id string, p Web
 	if err := d.checkRepo(ctx, repoID); err != nil {
 		return Webhook{}, err
 	}
-	w, err := d.store.UpdateWebhook(ctx, repoID, id, func(w *Webhook) error { return d.patch(w, p) })
+	writing := d.audited(ctx, AuditEntry{Action: "webhook.update", RepoID: repoID, Subject: id, Detail: p.fields()})
+	w, err := d.store.UpdateWebhook(writing, repoID, id, func(w *Webhook) error { return d.patch(w, p) })
 	if err != nil {
 		return Webhook{}, err
 	}
@@ -144,6 +146,23 @@ func (d *Dispatcher) UpdateWebhook(ctx context.Context, repoID, id string, p Web
 		d.sched.wantSpilled(w.Seq)
 	}
 	return w, nil
+}
+
+// fields names what the patch changes, for the audit log.
+func (p *WebhookPatch) fields() string {
+	var names []string
+	for _, f := range []struct {
+		name  string
+		given bool
+	}{
+		{"url", p.URL != nil}, {"events", p.Events != nil}, {"active", p.Active != nil}, {"description", p.Description != nil},
+		{"secret", p.Secret != nil},
+	} {
+		if f.given {
+			names = append(names, f.name)
+		}
+	}
+	return strings.Join(names, ", ")
 }
 
 func (d *Dispatcher) patch(w *Webhook, p WebhookPatch) error {
@@ -189,7 +208,8 @@ func (d *Dispatcher) DeleteWebhook(ctx context.Context, repoID, id string) error
 	if err != nil {
 		return err
 	}
-	if err := d.store.DeleteWebhook(ctx, repoID, id); err != nil {
+	writing := d.audited(ctx, AuditEntry{Action: "webhook.delete", RepoID: repoID, Subject: id})
+	if err := d.store.DeleteWebhook(writing, repoID, id); err != nil {
 		return err
 	}
 	d.subscriptions.invalidate(repoID, w.Seq)

@@ -1,9 +1,13 @@
 package httpapi
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/subtle"
+	"errors"
+	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -12,66 +16,126 @@ import (
 	"github.com/musehub/posthorn"
 )
 
-// scope is what an operation needs its caller to be allowed to do.
-type scope string
+// Principal is who sends a request, and what they may do.
+type Principal struct {
+	Name     string // for the audit log, such as "user:alice"; not empty
+	Scopes   []posthorn.Scope
+	Repos    []string // what the scopes are good for, unless AllRepos
+	AllRepos bool
+}
 
-const (
-	webhooksRead  scope = "webhooks:read" // and their deliveries
-	webhooksWrite scope = "webhooks:write"
-	eventsRead    scope = "events:read"
-	eventsWrite   scope = "events:write"
-)
+// Authorizer says who sends a request. Its error says why nobody knows, and becomes a 401 with its text, or a 503 if it is a
+// [posthorn.Error] with [posthorn.CodeUnavailable]. It must not read the body. It is called by many goroutines at a time.
+//
+// One that goes by cookies has to be protected against requests that other sites make a browser send: wrap the handler in
+// [http.CrossOriginProtection].
+type Authorizer func(r *http.Request) (Principal, error)
 
-// authorizer says whether the bearer of a token may do what needs the scope in a repo. The repo is empty for what
-// concerns none in particular. It returns nil or a problem. Every operation asks it first.
-type authorizer func(token, repoID string, need scope) error
+// may reports whether the principal has the scope.
+func (p *Principal) may(need posthorn.Scope) bool {
+	return slices.Contains(p.Scopes, need) || p.AllRepos && slices.Contains(p.Scopes, posthorn.ScopeAdmin)
+}
 
-// adminToken returns the authorizer for which one token may do everything in every repo.
-func adminToken(want string) (authorizer, error) {
-	if want == "" {
-		return nil, posthorn.Errorf(posthorn.CodeInvalid, "Config.Token is empty: the API needs a token to be protected by")
-	}
-	for _, c := range []byte(want) {
+// knows reports whether the principal may know of the repo.
+func (p *Principal) knows(repoID string) bool { return p.AllRepos || slices.Contains(p.Repos, repoID) }
+
+// adminToken is the hash of the token that may do everything. Hashes are compared in place of tokens, so that the time
+// tells neither length nor content.
+type adminToken struct {
+	hash [sha256.Size]byte
+	set  bool
+}
+
+func newAdminToken(token string) (adminToken, error) {
+	for _, c := range []byte(token) {
 		if c <= ' ' || c > '~' {
-			return nil, posthorn.Errorf(posthorn.CodeInvalid,
+			return adminToken{}, posthorn.Errorf(posthorn.CodeInvalid,
 				"Config.Token has a character that no request could send: use visible ASCII without spaces")
 		}
 	}
-	// Hashes are compared in place of tokens, so that the time tells neither length nor content.
-	hash := sha256.Sum256([]byte(want))
-	return func(token, _ string, _ scope) error {
-		got := sha256.Sum256([]byte(token))
-		if subtle.ConstantTimeCompare(got[:], hash[:]) != 1 {
-			return unauthorized(`Bearer error="invalid_token"`, "the bearer token is not valid")
-		}
-		return nil
-	}, nil
+	return adminToken{sha256.Sum256([]byte(token)), token != ""}, nil
 }
+
+func (a *adminToken) is(token string) bool {
+	hash := sha256.Sum256([]byte(token))
+	return a.set && subtle.ConstantTimeCompare(hash[:], a.hash[:]) == 1
+}
+
+// admin is who has the admin token.
+var admin = Principal{Name: "admin token", Scopes: []posthorn.Scope{posthorn.ScopeAdmin}, AllRepos: true}
 
 // demand returns the middleware that lets through only who may do what needs the scope, in the repo of the path.
-func (s *server) demand(need scope) func(huma.Context, func(huma.Context)) {
+func (s *server) demand(need posthorn.Scope) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
 		r, w := humago.Unwrap(ctx)
-		if err := s.permits(r, need); err != nil {
-			problemFor(err).write(w)
+		allowed, err := s.permits(r, need)
+		if err != nil {
+			s.failed(r.Context(), ctx.Operation().OperationID, err).write(w)
 			return
 		}
-		next(ctx)
+		next(huma.WithContext(ctx, allowed))
 	}
 }
 
-// permits returns nil if the caller may do what needs the scope, in the repo of the path.
-func (s *server) permits(r *http.Request, need scope) error {
+// permits returns the context of a request whose sender may do what needs the scope, in the repo of the path. Who has nothing to do
+// with that repo gets the same answer whether it has anything or not.
+func (s *server) permits(r *http.Request, need posthorn.Scope) (context.Context, error) {
+	p, err := s.principal(r)
+	if err != nil {
+		return nil, err
+	}
+	if repoID := r.PathValue("repoId"); repoID != "" && !p.knows(repoID) {
+		return nil, posthorn.Errorf(posthorn.CodeNotFound, "Repo not found")
+	}
+	if !p.may(need) {
+		refusal := newProblem(http.StatusForbidden, "this needs the scope %s, which the token doesn't have", need)
+		refusal.header = http.Header{"Www-Authenticate": {fmt.Sprintf(`Bearer error="insufficient_scope", scope=%q`, need)}}
+		return nil, refusal
+	}
+	return posthorn.ContextWithActor(r.Context(), p.Name), nil
+}
+
+// principal returns who sends a request.
+func (s *server) principal(r *http.Request) (Principal, error) {
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	token = strings.TrimSpace(token)
-	if !strings.EqualFold(scheme, "Bearer") || token == "" {
-		return unauthorized("Bearer", "no bearer token: send the header Authorization: Bearer <token>")
+	bearer := strings.EqualFold(scheme, "Bearer") && token != ""
+	switch {
+	case bearer && s.admin.is(token):
+		return admin, nil
+	case bearer && strings.HasPrefix(token, posthorn.TokenPrefix):
+		t, err := s.dispatcher.Authenticate(r.Context(), token)
+		if err != nil {
+			return Principal{}, unauthorized(bearer, err)
+		}
+		return Principal{"token:" + t.ID + " " + t.Name, t.Scopes, t.Repos, t.AllRepos}, nil
+	case s.authorizer != nil:
+		p, err := s.authorizer(r)
+		if err != nil {
+			return Principal{}, unauthorized(bearer, err)
+		}
+		return p, nil
+	case bearer:
+		return Principal{}, unauthorized(bearer, errors.New("the bearer token is not valid"))
+	default:
+		return Principal{}, unauthorized(bearer, errors.New("no bearer token: send the header Authorization: Bearer <token>"))
 	}
-	return s.authorize(token, r.PathValue("repoId"), need)
 }
 
-func unauthorized(challenge, detail string) *problem {
+// unauthorized is the answer to credentials that are missing or wrong, unless the error says that they could not be checked.
+func unauthorized(bearer bool, err error) error {
+	detail := err.Error()
+	if e, ok := errors.AsType[*posthorn.Error](err); ok {
+		if e.Code != posthorn.CodeUnauthorized {
+			return err
+		}
+		detail = e.Public()
+	}
 	p := newProblem(http.StatusUnauthorized, "%s", detail)
+	challenge := "Bearer"
+	if bearer {
+		challenge = `Bearer error="invalid_token"`
+	}
 	p.header = http.Header{"Www-Authenticate": {challenge}}
 	return p
 }

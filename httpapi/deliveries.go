@@ -132,12 +132,12 @@ func (s *server) registerDeliveries() {
 	operation(s, huma.Operation{
 		OperationID: "listDeliveries", Method: http.MethodGet, Path: deliveries, Tags: tags,
 		Summary: "List deliveries", Description: "The newest first.",
-	}, webhooksRead, s.listDeliveries)
+	}, posthorn.ScopeDeliveriesRead, s.listDeliveries)
 	operation(s, huma.Operation{
 		OperationID: "getDelivery", Method: http.MethodGet, Path: deliveries + "/{deliveryId}", Tags: tags,
 		Summary:     "Get a delivery",
 		Description: "With the headers of request and response, in which signatures and secrets are masked, and the timings.",
-	}, webhooksRead, s.getDelivery)
+	}, posthorn.ScopeDeliveriesRead, s.getDelivery)
 	operation(s, huma.Operation{
 		OperationID: "redeliver", Method: http.MethodPost, Path: deliveries + "/{deliveryId}/redeliver", Tags: tags,
 		Summary: "Send a delivery's event again",
@@ -148,7 +148,7 @@ func (s *server) registerDeliveries() {
 			"202": jsonResponse[redeliveryJSON](s, "The run is stored and will be made; success and response are not known yet"),
 		},
 		Middlewares: huma.Middlewares{withoutDeadlines},
-	}, webhooksWrite, s.redeliver)
+	}, posthorn.ScopeDeliveriesWrite, s.redeliver)
 }
 
 // withoutDeadlines lifts the server's time limits from a request that may wait for long: for reading too, because

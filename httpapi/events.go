@@ -96,7 +96,7 @@ func (s *server) registerEvents() {
 		Responses: map[string]*huma.Response{
 			"200": jsonResponse[receiptJSON](s, "The event was posted before: the first answer again"),
 		},
-	}, eventsWrite, s.postEvent)
+	}, posthorn.ScopeEventsWrite, s.postEvent)
 	postOperation(s, huma.Operation{
 		OperationID: "postEvents", Method: http.MethodPost, Path: "/repos/{repoId}/events:batch", Tags: tags,
 		Summary: "Post a batch of events", DefaultStatus: http.StatusAccepted,
@@ -107,19 +107,19 @@ func (s *server) registerEvents() {
 		Responses: map[string]*huma.Response{
 			"200": jsonResponse[batchReceiptsJSON](s, "Every event was posted before: the first answers again"),
 		},
-	}, eventsWrite, s.postEvents)
+	}, posthorn.ScopeEventsWrite, s.postEvents)
 	operation(s, huma.Operation{
 		OperationID: "listEvents", Method: http.MethodGet, Path: "/repos/{repoId}/events", Tags: tags,
 		Summary: "List events", Description: "The newest first.",
-	}, eventsRead, s.listEvents)
+	}, posthorn.ScopeEventsRead, s.listEvents)
 	operation(s, huma.Operation{
 		OperationID: "getEvent", Method: http.MethodGet, Path: "/repos/{repoId}/events/{eventId}", Tags: tags,
 		Summary: "Get an event",
-	}, eventsRead, s.getEvent)
+	}, posthorn.ScopeEventsRead, s.getEvent)
 	operation(s, huma.Operation{
 		OperationID: "listEventTypes", Method: http.MethodGet, Path: "/event-types", Tags: tags,
 		Summary: "List the types of events",
-	}, eventsRead, s.listEventTypes)
+	}, posthorn.ScopeEventsRead, s.listEventTypes)
 }
 
 func (s *server) postEvent(ctx context.Context, in *postInput[newEventJSON]) (*postOutput[receiptJSON], error) {

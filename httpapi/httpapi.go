@@ -38,9 +38,13 @@ import (
 
 // Config configures the handler that [New] makes.
 type Config struct {
-	// Token is the bearer token that every route under /api demands; who has it may do everything in every repo. It
-	// consists of visible ASCII characters. There is no default: without a token New fails.
+	// Token is the bearer token of the administrator: who has it may do everything in every repo. It consists of visible
+	// ASCII characters. Without one, and without an Authorizer, New fails. The tokens that
+	// [posthorn.Dispatcher.CreateToken] makes are good beside it.
 	Token string
+	// Authorizer is asked about every request under /api that has none of these tokens, for hosts with sessions or tokens of
+	// their own. Defaults to none.
+	Authorizer Authorizer
 	// Logger takes panics and the causes of internal errors. Defaults to slog.Default().
 	Logger *slog.Logger
 	// Version is the version that the API's description states. Defaults to "devel".
@@ -52,11 +56,14 @@ type Config struct {
 // The handler may be used by any number of goroutines, and before the dispatcher is started and after it is stopped:
 // what needs a running one answers 503 then. It expects the paths that the package comment names, at the root of a host.
 func New(d *posthorn.Dispatcher, cfg Config) (http.Handler, error) {
-	authorize, err := adminToken(cfg.Token)
+	if cfg.Token == "" && cfg.Authorizer == nil {
+		return nil, posthorn.Errorf(posthorn.CodeInvalid, "Config.Token is empty: the API needs a token to be protected by")
+	}
+	admin, err := newAdminToken(cfg.Token)
 	if err != nil {
 		return nil, err
 	}
-	s := &server{dispatcher: d, authorize: authorize, log: cfg.Logger, mux: http.NewServeMux()}
+	s := &server{dispatcher: d, admin: admin, authorizer: cfg.Authorizer, log: cfg.Logger, mux: http.NewServeMux()}
 	if s.log == nil {
 		s.log = slog.Default()
 	}
@@ -80,7 +87,8 @@ func New(d *posthorn.Dispatcher, cfg Config) (http.Handler, error) {
 // server is the handler: the routes, and what surrounds them all.
 type server struct {
 	dispatcher *posthorn.Dispatcher
-	authorize  authorizer
+	admin      adminToken
+	authorizer Authorizer // may be nil
 	log        *slog.Logger
 	mux        *http.ServeMux
 	api        huma.API // whose operations are on mux

@@ -220,7 +220,7 @@ func TestPanics(t *testing.T) {
 func TestErrors(t *testing.T) {
 	api := newTestAPI(t, posthorn.Config{})
 	var fail error
-	operation(api.server, huma.Operation{OperationID: "fail", Method: http.MethodGet, Path: "/fail"}, webhooksRead,
+	operation(api.server, huma.Operation{OperationID: "fail", Method: http.MethodGet, Path: "/fail"}, posthorn.ScopeWebhooksRead,
 		func(context.Context, *struct{}) (*struct{}, error) { return nil, fail })
 	cause := errors.New("disk on fire")
 	for _, test := range []struct {

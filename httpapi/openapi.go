@@ -79,7 +79,7 @@ func (api) Marshal(w io.Writer, _ string, v any) error {
 }
 
 // operation adds an operation: its route, what it demands of the caller, and its part of the document.
-func operation[I, O any](s *server, op huma.Operation, need scope, handler func(context.Context, *I) (*O, error)) {
+func operation[I, O any](s *server, op huma.Operation, need posthorn.Scope, handler func(context.Context, *I) (*O, error)) {
 	complete[I](s, &op, need)
 	op.Middlewares = append(huma.Middlewares{s.demand(need), checkQuery}, op.Middlewares...)
 	huma.Register(s.api, op, func(ctx context.Context, in *I) (*O, error) {
@@ -92,7 +92,7 @@ func operation[I, O any](s *server, op huma.Operation, need scope, handler func(
 }
 
 // complete adds to the description of an operation, whose input is I, what all have in common.
-func complete[I any](s *server, op *huma.Operation, need scope) {
+func complete[I any](s *server, op *huma.Operation, need posthorn.Scope) {
 	schemas := s.api.OpenAPI().Components.Schemas
 	op.Path = base + op.Path
 	op.Security = []map[string][]string{{"bearer": {string(need)}}}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
+
+	"github.com/musehub/posthorn"
 )
 
 // postInput is what is posted to a repo.
@@ -25,7 +27,7 @@ type postOutput[T any] struct {
 
 // postOperation is operation for what is posted a thousand times a second. huma only describes it: its reflection would
 // cost more than all else that is done here for a small event. The handler may not keep the input's bytes.
-func postOperation[I, O any](s *server, op huma.Operation, need scope, handler func(context.Context, *postInput[I]) (*postOutput[O], error)) {
+func postOperation[I, O any](s *server, op huma.Operation, need posthorn.Scope, handler func(context.Context, *postInput[I]) (*postOutput[O], error)) {
 	complete[postInput[I]](s, &op, need)
 	huma.Register(unrouted{s.api}, op, handler)
 	s.mux.HandleFunc(op.Method+" "+op.Path, func(w http.ResponseWriter, r *http.Request) {
@@ -47,10 +49,11 @@ func postOperation[I, O any](s *server, op huma.Operation, need scope, handler f
 // post does what huma does for other operations, in the same order: it checks the caller and the query, reads the body, and
 // calls the handler. The body is read into the buffer.
 func post[I, O any](
-	s *server, w http.ResponseWriter, r *http.Request, need scope, limit int64, buffer *[]byte,
+	s *server, w http.ResponseWriter, r *http.Request, need posthorn.Scope, limit int64, buffer *[]byte,
 	handler func(context.Context, *postInput[I]) (*postOutput[O], error),
 ) (*postOutput[O], error) {
-	if err := s.permits(r, need); err != nil {
+	ctx, err := s.permits(r, need)
+	if err != nil {
 		return nil, err
 	}
 	query, p := parseQuery(r)
@@ -69,7 +72,7 @@ func post[I, O any](
 	if in.body, err = decode[I](raw); err != nil {
 		return nil, err
 	}
-	return handler(r.Context(), &in)
+	return handler(ctx, &in)
 }
 
 // bodyBuffers holds the memory of bodies that have been read, none of more than maxBody bytes.

@@ -25,13 +25,14 @@ type problem struct {
 
 // statuses maps what the dispatcher's errors say to what HTTP says. It is the only place that does.
 var statuses = map[posthorn.Code]int{
-	posthorn.CodeInvalid:     http.StatusUnprocessableEntity,
-	posthorn.CodeNotFound:    http.StatusNotFound,
-	posthorn.CodeConflict:    http.StatusConflict,
-	posthorn.CodeTooLarge:    http.StatusRequestEntityTooLarge,
-	posthorn.CodeUnavailable: http.StatusServiceUnavailable,
-	posthorn.CodeUncertain:   http.StatusServiceUnavailable,
-	posthorn.CodeInternal:    http.StatusInternalServerError,
+	posthorn.CodeUnauthorized: http.StatusUnauthorized,
+	posthorn.CodeInvalid:      http.StatusUnprocessableEntity,
+	posthorn.CodeNotFound:     http.StatusNotFound,
+	posthorn.CodeConflict:     http.StatusConflict,
+	posthorn.CodeTooLarge:     http.StatusRequestEntityTooLarge,
+	posthorn.CodeUnavailable:  http.StatusServiceUnavailable,
+	posthorn.CodeUncertain:    http.StatusServiceUnavailable,
+	posthorn.CodeInternal:     http.StatusInternalServerError,
 }
 
 func newProblem(status int, format string, args ...any) *problem {

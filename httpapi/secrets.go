@@ -87,27 +87,27 @@ func (s *server) registerSecrets() {
 		Summary: "Put a new signing secret in front", DefaultStatus: http.StatusCreated,
 		Description: "The secrets before it go on signing for the overlap. The newest hmac secret signs X-MuseHub-Signature, all sign " +
 			"webhook-signature. At most 10 sign at a time: 409.",
-	}, webhooksWrite, s.rotateSecret)
+	}, posthorn.ScopeWebhooksWrite, s.rotateSecret)
 	operation(s, huma.Operation{
 		OperationID: "listSecrets", Method: http.MethodGet, Path: path + "/secrets", Tags: tags,
 		Summary: "List the signing secrets", Description: "Those that sign, the newest first, without their values.",
-	}, webhooksRead, s.listSecrets)
+	}, posthorn.ScopeWebhooksRead, s.listSecrets)
 	operation(s, huma.Operation{
 		OperationID: "revokeSecret", Method: http.MethodDelete, Path: path + "/secrets/{secretId}", Tags: tags,
 		Summary: "Revoke a signing secret",
 		Description: "It signs nothing any more. The last one that doesn't expire can only be replaced, by a new one with an overlap of 0: " +
 			"409, so that nothing is unsigned by mistake.",
-	}, webhooksWrite, s.revokeSecret)
+	}, posthorn.ScopeWebhooksWrite, s.revokeSecret)
 	operation(s, huma.Operation{
 		OperationID: "listPublicKeys", Method: http.MethodGet, Path: path + "/public-keys", Tags: tags,
 		Summary: "List the public keys", Description: "Of the secrets that sign and are Ed25519 keys, the newest first.",
-	}, webhooksRead, s.listPublicKeys)
+	}, posthorn.ScopeWebhooksRead, s.listPublicKeys)
 	operation(s, huma.Operation{
 		OperationID: "getSecretKeys", Method: http.MethodGet, Path: "/secret-keys", Tags: tags,
 		Summary: "Say whether keys at rest can be removed",
 		Description: "Looks through all webhooks for secrets that are not yet encrypted with the first key. The server encrypts them in the " +
 			"background.",
-	}, webhooksRead, s.getSecretKeys)
+	}, posthorn.ScopeAdmin, s.getSecretKeys)
 }
 
 // issue returns the secret to use and what the answer shows of it: an own one, or one that is generated.

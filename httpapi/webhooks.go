@@ -118,35 +118,35 @@ func (s *server) registerWebhooks() {
 		OperationID: "createWebhook", Method: http.MethodPost, Path: "/repos/{repoId}/webhooks", Tags: tags,
 		Summary: "Create a webhook", DefaultStatus: http.StatusCreated,
 		Description: "The URL is checked as far as that is possible without calling it. The same URL may be given to several webhooks.",
-	}, webhooksWrite, s.createWebhook)
+	}, posthorn.ScopeWebhooksWrite, s.createWebhook)
 	operation(s, huma.Operation{
 		OperationID: "listWebhooks", Method: http.MethodGet, Path: "/repos/{repoId}/webhooks", Tags: tags,
 		Summary: "List webhooks", Description: "In the order of their creation.",
-	}, webhooksRead, s.listWebhooks)
+	}, posthorn.ScopeWebhooksRead, s.listWebhooks)
 	operation(s, huma.Operation{
 		OperationID: "getWebhook", Method: http.MethodGet, Path: "/repos/{repoId}/webhooks/{webhookId}", Tags: tags,
 		Summary: "Get a webhook",
-	}, webhooksRead, s.getWebhook)
+	}, posthorn.ScopeWebhooksRead, s.getWebhook)
 	operation(s, huma.Operation{
 		OperationID: "updateWebhook", Method: http.MethodPatch, Path: "/repos/{repoId}/webhooks/{webhookId}", Tags: tags,
 		Summary: "Change a webhook", Description: "Changes the fields that are given.",
-	}, webhooksWrite, s.updateWebhook)
+	}, posthorn.ScopeWebhooksWrite, s.updateWebhook)
 	operation(s, huma.Operation{
 		OperationID: "deleteWebhook", Method: http.MethodDelete, Path: "/repos/{repoId}/webhooks/{webhookId}", Tags: tags,
 		Summary:     "Delete a webhook",
 		Description: "Its queue and its deliveries go with it. Nothing is sent to it any more, except what is on the wire.",
-	}, webhooksWrite, s.deleteWebhook)
+	}, posthorn.ScopeWebhooksWrite, s.deleteWebhook)
 	operation(s, huma.Operation{
 		OperationID: "checkUrl", Method: http.MethodPost, Path: "/check-url", Tags: tags,
 		Summary: "Check a URL",
 		Description: "Says whether a webhook with the URL could be created, and whether requests would be sent to it; and if not, " +
 			"which rule decides and the setting that would change it. The host is looked up, and nothing is connected to.",
-	}, webhooksWrite, s.checkURL)
+	}, posthorn.ScopeWebhooksWrite, s.checkURL)
 	operation(s, huma.Operation{
 		OperationID: "pingWebhook", Method: http.MethodPost, Path: "/repos/{repoId}/webhooks/{webhookId}/ping", Tags: tags,
 		Summary: "Send a ping", DefaultStatus: http.StatusAccepted,
 		Description: "Sends an event of the type ping, whatever the webhook subscribes to. Its deliveries show how it went.",
-	}, webhooksWrite, s.pingWebhook)
+	}, posthorn.ScopeWebhooksWrite, s.pingWebhook)
 }
 
 func (s *server) createWebhook(ctx context.Context, in *createWebhookInput) (*output[createdJSON], error) {

@@ -94,6 +94,11 @@ func (s *Store) write(ctx context.Context, fn func(ctx context.Context, t *trans
 			if err := fn(ctx, t); err != nil {
 				return err
 			}
+			if entry := posthorn.AuditOf(ctx); entry != nil {
+				if err := t.run(ctx, func(b *batch) { insertAudit(b, entry) }); err != nil {
+					return err
+				}
+			}
 			return commit(ctx, t.conn)
 		})
 		if err == nil || attempt == maxAttempts || !again(err) {

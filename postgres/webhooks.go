@@ -157,13 +157,9 @@ func (s *Store) Webhooks(ctx context.Context, q posthorn.WebhookQuery) (page pos
 	if q.RepoID != allRepos {
 		list, args = selectWebhooksOf, append(args, q.RepoID)
 	}
-	var rows any // no limit
-	if q.Limit > 0 {
-		rows = q.Limit + 1 // one row more than the page's tells whether there is another page
-	}
 	err = s.get(ctx, func(b *batch) {
 		b.queue(totalOfWebhooks, q.RepoID).QueryRow(func(row pgx.Row) error { return row.Scan(&page.Total) })
-		b.queue(list, append([]any{rows}, args...)...).Query(func(rows pgx.Rows) error {
+		b.queue(list, append([]any{pageRows(q.Limit)}, args...)...).Query(func(rows pgx.Rows) error {
 			for rows.Next() {
 				if q.Limit > 0 && len(page.Items) == q.Limit {
 					page.Next = page.Items[q.Limit-1].Seq

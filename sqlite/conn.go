@@ -119,6 +119,11 @@ func (s *Store) transact(ctx context.Context, c *sqlite.Conn, fn func(*sqlite.Co
 	if err := fn(c); err != nil {
 		return err
 	}
+	if entry := posthorn.AuditOf(ctx); entry != nil {
+		if err := insertAudit(c, entry); err != nil {
+			return err
+		}
+	}
 	c.SetInterrupt(nil)
 	return exec(c, "COMMIT")
 }

@@ -134,10 +134,7 @@ func (s *Store) Webhooks(ctx context.Context, q posthorn.WebhookQuery) (page pos
 	if q.RepoID != "" {
 		where, total, args = where+" AND repo_id = ?", total+" WHERE repo_id = ?", []any{q.RepoID}
 	}
-	limit, rows := q.Limit, q.Limit+1 // one row more than the page's tells whether there is another page
-	if limit <= 0 {
-		limit, rows = -1, -1 // SQLite's way to say none
-	}
+	limit, rows := pageRows(q.Limit)
 	err = s.read(ctx, func(c *sqlite.Conn) (err error) {
 		if page.Total, err = queryInt(c, total, args...); err != nil {
 			return err

@@ -145,6 +145,31 @@ CREATE TABLE delivery_counts (
 CREATE INDEX delivery_counts_by_webhook ON delivery_counts (folded, webhook, day);
 CREATE INDEX delivery_counts_by_day ON delivery_counts (day, recorded);
 
+-- API tokens. The text of one is nowhere.
+CREATE TABLE tokens (
+    seq          bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id           text        COLLATE "C" NOT NULL UNIQUE,
+    hash         text        COLLATE "C" NOT NULL UNIQUE,
+    name         text        NOT NULL,
+    scopes       text[]      NOT NULL,
+    repos        text[]      NOT NULL,
+    all_repos    boolean     NOT NULL,
+    created_at   timestamptz NOT NULL,
+    expires_at   timestamptz,
+    last_used_at timestamptz
+) WITH (fillfactor = 70); -- room to update in place
+
+CREATE TABLE audit (
+    seq     bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at      timestamptz NOT NULL,
+    actor   text        NOT NULL,
+    action  text        NOT NULL,
+    repo_id text        COLLATE "C" NOT NULL,
+    subject text        NOT NULL,
+    detail  text        NOT NULL
+);
+CREATE INDEX audit_by_repo ON audit (repo_id, seq);
+
 CREATE TABLE settings (
     name  text PRIMARY KEY,
     value text NOT NULL

@@ -113,6 +113,31 @@ CREATE TABLE posthorn_logs (
     newest    INTEGER NOT NULL DEFAULT 0 -- delivery
 ) STRICT;
 
+-- API tokens. The text of one is nowhere.
+CREATE TABLE posthorn_tokens (
+    seq          INTEGER PRIMARY KEY AUTOINCREMENT,
+    id           TEXT    NOT NULL UNIQUE,
+    hash         TEXT    NOT NULL UNIQUE,
+    name         TEXT    NOT NULL,
+    scopes       TEXT    NOT NULL, -- JSON array
+    repos        TEXT    NOT NULL, -- JSON array
+    all_repos    INTEGER NOT NULL,
+    created_at   INTEGER NOT NULL,
+    expires_at   INTEGER NOT NULL,
+    last_used_at INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE posthorn_audit (
+    seq     INTEGER PRIMARY KEY AUTOINCREMENT,
+    at      INTEGER NOT NULL,
+    actor   TEXT    NOT NULL,
+    action  TEXT    NOT NULL,
+    repo_id TEXT    NOT NULL,
+    subject TEXT    NOT NULL,
+    detail  TEXT    NOT NULL
+) STRICT;
+CREATE INDEX posthorn_audit_by_repo ON posthorn_audit (repo_id, seq);
+
 CREATE TABLE posthorn_settings (
     name  TEXT PRIMARY KEY,
     value TEXT NOT NULL
