@@ -7,7 +7,9 @@ import (
 	"net"
 	"net/http/httptrace"
 	"net/netip"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -71,6 +73,7 @@ func (s *Sender) dial(ctx context.Context, addr string, secure bool) (net.Conn, 
 		return nil, err
 	}
 	a.mark(connected)
+	conn = &keptConn{Conn: conn}
 	if !secure {
 		a.marks[ready].Store(a.marks[connected].Load())
 		return conn, nil
@@ -118,4 +121,43 @@ func (s *Sender) control(network, address string) error {
 		return s.afterGuard(network, address)
 	}
 	return nil
+}
+
+// keptConn is a connection, below TLS, of which can be told that it has nothing more to say.
+//
+// The Transport gives a kept connection to the next request before its goroutine has looked for bytes behind the response that it
+// has just read. If there are any, because the receiver has sent more than one response, that goroutine takes them for the response to the
+// next request, which may be another webhook's. See quiet.
+type keptConn struct {
+	net.Conn
+	waiting atomic.Bool // in Read
+	closed  atomic.Bool
+}
+
+func (c *keptConn) Read(b []byte) (int, error) {
+	c.waiting.Store(true)
+	n, err := c.Conn.Read(b)
+	c.waiting.Store(false)
+	if err != nil {
+		c.closed.Store(true) // to all that the Transport will do with it
+	}
+	return n, err
+}
+
+func (c *keptConn) Close() error {
+	c.closed.Store(true)
+	return c.Conn.Close()
+}
+
+// quiet returns once everything that was received on a kept connection has been looked at, and no request has been announced on it
+// yet: the Transport's goroutine is either waiting for more, or has found bytes that nobody asked for and closes the connection,
+// and then the request goes to another one.
+func quiet(conn net.Conn) {
+	if secured, ok := conn.(*tls.Conn); ok {
+		conn = secured.NetConn()
+	}
+	c, ok := conn.(*keptConn)
+	for ok && !c.waiting.Load() && !c.closed.Load() {
+		runtime.Gosched() // it is a matter of microseconds, if of anything
+	}
 }

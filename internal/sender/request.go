@@ -178,6 +178,9 @@ func (a *attempt) reached(m mark) bool {
 
 func (a *attempt) gotConn(info httptrace.GotConnInfo) {
 	a.reused = info.Reused
+	if a.reused {
+		quiet(info.Conn)
+	}
 	a.mark(got)
 	if a.revoked != nil && a.revoked.Load() {
 		a.stopped = true
