@@ -31,9 +31,12 @@ type Principal struct {
 // [http.CrossOriginProtection].
 type Authorizer func(r *http.Request) (Principal, error)
 
-// may reports whether the principal has the scope.
+// may reports whether the principal has the scope. That of administrators is worth nothing to who is not good for all repos.
 func (p *Principal) may(need posthorn.Scope) bool {
-	return slices.Contains(p.Scopes, need) || p.AllRepos && slices.Contains(p.Scopes, posthorn.ScopeAdmin)
+	if p.AllRepos && slices.Contains(p.Scopes, posthorn.ScopeAdmin) {
+		return true
+	}
+	return need != posthorn.ScopeAdmin && slices.Contains(p.Scopes, need)
 }
 
 // knows reports whether the principal may know of the repo.

@@ -76,6 +76,7 @@ func New(d *posthorn.Dispatcher, cfg Config) (http.Handler, error) {
 	s.registerSecrets()
 	s.registerDeliveries()
 	s.registerEvents()
+	s.registerAccess()
 	if err := s.serveDocument(); err != nil {
 		return nil, err
 	}

@@ -38,7 +38,7 @@ func newAPI(mux *http.ServeMux, version string) api {
 		Components: &huma.Components{
 			Schemas: huma.NewMapRegistry("#/components/schemas/", names),
 			SecuritySchemes: map[string]*huma.SecurityScheme{
-				"bearer": {Type: "http", Scheme: "bearer", Description: "The admin token, which has every scope in every repo."},
+				"bearer": {Type: "http", Scheme: "bearer", Description: "The admin token, which has every scope in every repo, or a token with some scopes, for some repos or all."},
 			},
 		},
 		Tags: []*huma.Tag{
@@ -46,6 +46,8 @@ func newAPI(mux *http.ServeMux, version string) api {
 			{Name: "secrets", Description: "What deliveries are signed with, and the keys that encrypt that at rest."},
 			{Name: "deliveries", Description: "The log of attempts, each one HTTP request of one event to one webhook."},
 			{Name: "events", Description: "What happened in a repo."},
+			{Name: "tokens", Description: "Who may use this API, and for what."},
+			{Name: "audit", Description: "Who changed what, and when."},
 		},
 		OnAddOperation: []huma.AddOpFunc{func(_ *huma.OpenAPI, op *huma.Operation) {
 			op.RequestBody, _ = op.Metadata["body"].(*huma.RequestBody)

@@ -21,7 +21,10 @@ import (
 var routes = []string{
 	"DELETE /api/v1/repos/{repoId}/webhooks/{webhookId}",
 	"DELETE /api/v1/repos/{repoId}/webhooks/{webhookId}/secrets/{secretId}",
+	"DELETE /api/v1/tokens/{tokenId}",
+	"GET /api/v1/audit",
 	"GET /api/v1/event-types",
+	"GET /api/v1/repos/{repoId}/audit",
 	"GET /api/v1/repos/{repoId}/events",
 	"GET /api/v1/repos/{repoId}/events/{eventId}",
 	"GET /api/v1/repos/{repoId}/webhooks",
@@ -31,6 +34,7 @@ var routes = []string{
 	"GET /api/v1/repos/{repoId}/webhooks/{webhookId}/public-keys",
 	"GET /api/v1/repos/{repoId}/webhooks/{webhookId}/secrets",
 	"GET /api/v1/secret-keys",
+	"GET /api/v1/tokens",
 	"PATCH /api/v1/repos/{repoId}/webhooks/{webhookId}",
 	"POST /api/v1/check-url",
 	"POST /api/v1/repos/{repoId}/events",
@@ -39,6 +43,7 @@ var routes = []string{
 	"POST /api/v1/repos/{repoId}/webhooks/{webhookId}/deliveries/{deliveryId}/redeliver",
 	"POST /api/v1/repos/{repoId}/webhooks/{webhookId}/ping",
 	"POST /api/v1/repos/{repoId}/webhooks/{webhookId}/secrets",
+	"POST /api/v1/tokens",
 }
 
 // operations returns the document's operations by method and path.
@@ -91,7 +96,7 @@ func TestDocument(t *testing.T) {
 		}
 	})
 	for name, schema := range schemas {
-		isRequest := slices.Contains([]string{"NewWebhook", "WebhookPatch", "NewEvent", "NewEvents", "NewSecret", "CheckedURL"}, name)
+		isRequest := slices.Contains([]string{"NewWebhook", "WebhookPatch", "NewEvent", "NewEvents", "NewSecret", "NewToken", "CheckedURL"}, name)
 		if more := schema.(map[string]any)["additionalProperties"]; more != !isRequest {
 			t.Errorf("%s: additionalProperties is %v", name, more)
 		}
@@ -112,7 +117,7 @@ func checkOperation(t *testing.T, route string, op map[string]any) {
 		t.Errorf("%s has the path parameters %v", route, inPath)
 	}
 	hasBody := strings.HasPrefix(route, "PATCH") || strings.HasSuffix(route, "/webhooks") && route[0] == 'P' || strings.Contains(route, "/events") && route[0] == 'P' ||
-		strings.HasSuffix(route, "/secrets") && route[0] == 'P' || strings.HasSuffix(route, "/check-url")
+		strings.HasSuffix(route, "/secrets") && route[0] == 'P' || strings.HasSuffix(route, "/check-url") || route == "POST /api/v1/tokens"
 	if (op["requestBody"] != nil) != hasBody {
 		t.Errorf("%s: request body %v", route, op["requestBody"])
 	}
@@ -196,6 +201,8 @@ func TestScopes(t *testing.T) {
 			want = "deliveries:"
 		case strings.Contains(route, "event"):
 			want = "events:"
+		case strings.HasSuffix(route, "/audit"):
+			want = "audit:"
 		}
 		if method == "GET" {
 			want += "read"

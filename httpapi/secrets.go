@@ -20,12 +20,7 @@ type secretJSON struct {
 }
 
 func showSecret(s *posthorn.Secret) secretJSON {
-	shown := secretJSON{SecretID: s.ID, Kind: string(s.Kind), CreatedAt: timestamp(s.CreatedAt)}
-	if !s.ExpiresAt.IsZero() {
-		until := timestamp(s.ExpiresAt)
-		shown.ExpiresAt = &until
-	}
-	return shown
+	return secretJSON{SecretID: s.ID, Kind: string(s.Kind), CreatedAt: timestamp(s.CreatedAt), ExpiresAt: optional(s.ExpiresAt)}
 }
 
 type secretListJSON struct {

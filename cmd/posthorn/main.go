@@ -37,6 +37,8 @@ type cli struct {
 	Deliveries deliveriesCmd `cmd:"" group:"client" help:"List, show, follow and repeat deliveries."`
 	Events     eventsCmd     `cmd:"" group:"client" help:"List and show events."`
 	CheckURL   checkURLCmd   `cmd:"" name:"check-url" group:"client" help:"Say whether the server would send to a URL, and which rule decides."`
+	Tokens     tokensCmd     `cmd:"" group:"client" help:"Create, list and revoke tokens for the REST API."`
+	Audit      auditCmd      `cmd:"" group:"client" help:"List who changed what, and when."`
 	EventTypes eventTypesCmd `cmd:"" group:"client" help:"List the types of events that the server takes."`
 
 	Listen  listenCmd  `cmd:"" group:"tools" help:"Receive webhooks on this machine and print them."`

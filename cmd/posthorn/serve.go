@@ -36,6 +36,7 @@ type serveCmd struct {
 	UserAgent   string        `group:"deliveries" default:"MuseHub-Webhook/1.0" placeholder:"TEXT" help:"User-Agent header of the requests (default ${default})."`
 
 	Retention             time.Duration `group:"limits" default:"720h" placeholder:"DURATION" help:"How long events and deliveries are kept (default ${default})."`
+	AuditRetention        time.Duration `group:"limits" default:"8760h" placeholder:"DURATION" help:"How long entries of the audit log are kept (default ${default})."`
 	MaxPayload            byteSize      `group:"limits" default:"1MiB" placeholder:"SIZE" help:"Size that an event's payload may have, at most 25MiB (default ${default})."`
 	MaxInFlight           int           `group:"limits" default:"1024" placeholder:"N" help:"Requests that may be under way at once (default ${default})."`
 	MaxInFlightPerWebhook int           `group:"limits" default:"64" placeholder:"N" help:"How many of them may be to one webhook at most; each gets what it can take within that (default ${default})."`
@@ -96,7 +97,7 @@ func (c *serveCmd) Validate() error {
 		return fmt.Errorf("--max-payload: %d bytes: it is between 1 byte and 25MiB", c.MaxPayload)
 	}
 	for flag, n := range map[string]int64{
-		"timeout": int64(c.Timeout), "retention": int64(c.Retention), "shutdown-timeout": int64(c.ShutdownTimeout),
+		"timeout": int64(c.Timeout), "retention": int64(c.Retention), "audit-retention": int64(c.AuditRetention), "shutdown-timeout": int64(c.ShutdownTimeout),
 		"max-in-flight": int64(c.MaxInFlight), "max-in-flight-per-webhook": int64(c.MaxInFlightPerWebhook),
 	} {
 		if n <= 0 {
@@ -138,6 +139,7 @@ func (c *serveCmd) Run() error {
 			MaxInFlight:           c.MaxInFlight,
 			MaxInFlightPerWebhook: c.MaxInFlightPerWebhook,
 			Retention:             c.Retention,
+			AuditRetention:        c.AuditRetention,
 			Brand:                 c.Brand,
 			UserAgent:             c.UserAgent,
 			Logger:                logger,

@@ -1,0 +1,350 @@
+package httpapi
+
+import (
+	"encoding/json"
+	"errors"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/musehub/posthorn"
+)
+
+// tenant is what a repo has.
+type tenant struct{ repo, webhook, delivery, event, secret string }
+
+// tenant makes a repo with one of everything.
+func (api *testAPI) tenant(repo string) tenant {
+	api.t.Helper()
+	url := receiver(api.t.(*testing.T), func(http.ResponseWriter, *http.Request) {})
+	base := "/api/v1/repos/" + repo
+	w := api.do("POST", base+"/webhooks", `{"url":"`+url+`","events":["push"],"generateSecret":"hmac"}`).ok(http.StatusCreated)
+	t := tenant{repo: repo, webhook: w["webhookId"].(string), event: "shared"}
+	api.do("POST", base+"/events", `{"eventType":"push","eventId":"shared","payload":"of `+repo+`"}`).ok(http.StatusAccepted)
+	t.delivery = (<-api.made).ID
+	secrets := api.do("GET", base+"/webhooks/"+t.webhook+"/secrets", "").ok(http.StatusOK)["secrets"].([]any)
+	t.secret = secrets[0].(map[string]any)["secretId"].(string)
+	return t
+}
+
+// at is the path of a route in the repo, with the ids of what another tenant has.
+func (t tenant) at(route string, ids tenant) string {
+	return strings.NewReplacer("{repoId}", t.repo, "{webhookId}", ids.webhook, "{deliveryId}", ids.delivery, "{eventId}", ids.event,
+		"{secretId}", ids.secret, "{tokenId}", "01900000-0000-7000-8000-000000000000").Replace(route)
+}
+
+// caller is a kind of credentials. Every route is walked with each.
+type caller struct {
+	name    string
+	headers func(need posthorn.Scope) []string
+	own     func(need posthorn.Scope) int // the status in the own repo, or where there is none
+	foreign int
+}
+
+const passed = http.StatusUnprocessableEntity // what an authorized request gets, for its query
+
+// Every route, with every kind of credentials, in the own repo and in others.
+func TestAccess(t *testing.T) {
+	api := startAPI(t, posthorn.Config{})
+	api.authorizer = func(r *http.Request) (Principal, error) {
+		scope := posthorn.Scope(r.Header.Get("X-Scope"))
+		if scope == "" {
+			return Principal{}, errors.New("no session")
+		}
+		return Principal{"user:x", []posthorn.Scope{scope}, []string{"own"}, false}, nil
+	}
+	own, foreign := api.tenant("own"), api.tenant("foreign")
+	create := func(n posthorn.NewToken) string {
+		n.Name = "test"
+		_, text, err := api.dispatcher.CreateToken(t.Context(), n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	revoked, text, err := api.dispatcher.CreateToken(t.Context(), posthorn.NewToken{
+		Name: "test", Scopes: []posthorn.Scope{posthorn.ScopeAdmin}, AllRepos: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := api.dispatcher.RevokeToken(t.Context(), revoked.ID); err != nil {
+		t.Fatal(err)
+	}
+	tokens := map[string]string{} // made once for each scope
+	token := func(kind string, need posthorn.Scope, n posthorn.NewToken) []string {
+		key := kind + string(need)
+		if tokens[key] == "" {
+			tokens[key] = create(n)
+		}
+		return []string{"Authorization: Bearer " + tokens[key]}
+	}
+	always := func(status int) func(posthorn.Scope) int { return func(posthorn.Scope) int { return status } }
+	others := func(need posthorn.Scope) []posthorn.Scope {
+		return slices.DeleteFunc(posthorn.Scopes(), func(s posthorn.Scope) bool { return s == need || s == posthorn.ScopeAdmin })
+	}
+	// No token for some repos can have the scope admin.
+	unlessAdmin := func(need posthorn.Scope) int {
+		if need == posthorn.ScopeAdmin {
+			return http.StatusForbidden
+		}
+		return passed
+	}
+	scoped := func(need posthorn.Scope) []posthorn.Scope {
+		if need == posthorn.ScopeAdmin {
+			return others(need)
+		}
+		return []posthorn.Scope{need}
+	}
+	bearer := func(text string) func(posthorn.Scope) []string {
+		return func(posthorn.Scope) []string { return []string{"Authorization: Bearer " + text} }
+	}
+	callers := []caller{
+		{"nobody", func(posthorn.Scope) []string { return []string{"Authorization: "} }, always(401), 401},
+		{"no token of ours", bearer("x"), always(401), 401},
+		{"a mistyped token", bearer(text[:len(text)-1] + "9"), always(401), 401},
+		{"a revoked token", bearer(text), always(401), 401},
+		{"the admin token", bearer("t0ken"), always(passed), passed},
+		{"a token with the scope", func(need posthorn.Scope) []string {
+			return token("scope", need, posthorn.NewToken{Scopes: scoped(need), Repos: []string{"own", "another"}})
+		}, unlessAdmin, 404},
+		{"a token with all other scopes", func(need posthorn.Scope) []string {
+			return token("others", need, posthorn.NewToken{Scopes: others(need), Repos: []string{"own"}})
+		}, always(403), 404},
+		{"a token for another repo", func(need posthorn.Scope) []string {
+			return token("elsewhere", need, posthorn.NewToken{Scopes: others(""), Repos: []string{"another"}})
+		}, nil, 404},
+		{"a token for all repos", func(need posthorn.Scope) []string {
+			return token("all", need, posthorn.NewToken{Scopes: []posthorn.Scope{need}, AllRepos: true})
+		}, always(passed), passed},
+		{"a token for all repos with all other scopes", func(need posthorn.Scope) []string {
+			return token("all others", need, posthorn.NewToken{Scopes: others(need), AllRepos: true})
+		}, always(403), 403},
+		{"an admin token for all repos", func(need posthorn.Scope) []string {
+			return token("admin", "", posthorn.NewToken{Scopes: []posthorn.Scope{posthorn.ScopeAdmin}, AllRepos: true})
+		}, always(passed), passed},
+		{"a session", func(need posthorn.Scope) []string {
+			return []string{"Authorization: ", "X-Scope: " + string(need)}
+		}, unlessAdmin, 404},
+		{"a session with another scope", func(posthorn.Scope) []string {
+			return []string{"Authorization: ", "X-Scope: none"}
+		}, always(403), 404},
+	}
+	never := tenant{"never", foreign.webhook, foreign.delivery, foreign.event, foreign.secret}
+	for route, op := range api.operations() {
+		method, path, _ := strings.Cut(route, " ")
+		need := posthorn.Scope(op.Security[0]["bearer"][0])
+		inRepo := strings.Contains(path, "{repoId}")
+		for _, c := range callers {
+			do := func(where tenant) answer {
+				a := api.do(method, where.at(path, where)+"?nonsense=1", "{", c.headers(need)...)
+				a.header.Del("Date")
+				return a
+			}
+			if c.own != nil {
+				if a, want := do(own), c.own(need); a.status != want {
+					t.Errorf("%s by %s: %d, want %d: %s", route, c.name, a.status, want, a.body)
+				}
+			}
+			if !inRepo {
+				continue
+			}
+			there, nowhere := do(foreign), do(never)
+			if there.status != c.foreign {
+				t.Errorf("%s by %s in a foreign repo: %d, want %d: %s", route, c.name, there.status, c.foreign, there.body)
+			}
+			if nowhere.status != there.status || string(nowhere.body) != string(there.body) || !maps.EqualFunc(nowhere.header, there.header, slices.Equal) {
+				t.Errorf("%s by %s: a foreign repo is told from one that isn't there:\n%v %s\n%v %s",
+					route, c.name, there.header, there.body, nowhere.header, nowhere.body)
+			}
+		}
+	}
+}
+
+// What another repo has is not there, whatever its ids are worth to who knows them.
+func TestForeignIDs(t *testing.T) {
+	api := startAPI(t, posthorn.Config{})
+	own, foreign := api.tenant("own"), api.tenant("foreign")
+	_, text, err := api.dispatcher.CreateToken(t.Context(), posthorn.NewToken{
+		Name: "test", Repos: []string{"own"},
+		Scopes: slices.DeleteFunc(posthorn.Scopes(), func(s posthorn.Scope) bool { return s == posthorn.ScopeAdmin }),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bodies := map[string]string{"updateWebhook": `{"active":false}`, "rotateSecret": "{}"}
+	unknown := tenant{
+		webhook: "01900000-0000-7000-8000-000000000000", delivery: "01900000-0000-7000-8000-000000000001",
+		event: "unknown", secret: "01900000-0000-7000-8000-000000000002",
+	}
+	foreign.event = "of-foreign"
+	api.do("POST", "/api/v1/repos/foreign/events", `{"eventType":"push","eventId":"of-foreign","payload":1}`).ok(http.StatusAccepted)
+	<-api.made
+	for route, op := range api.operations() {
+		method, path, _ := strings.Cut(route, " ")
+		if !strings.Contains(path, "{repoId}/") || strings.Count(path, "{") < 2 {
+			continue
+		}
+		do := func(ids tenant) answer {
+			return api.do(method, own.at(path, ids), bodies[op.OperationID], "Authorization: Bearer "+text)
+		}
+		there, nowhere := do(foreign), do(unknown)
+		there.problem(http.StatusNotFound, "", "")
+		if string(there.body) != string(nowhere.body) {
+			t.Errorf("%s: %s for a foreign one, %s for none", route, there.body, nowhere.body)
+		}
+		if strings.Contains(path, "{webhookId}/") { // its own webhook, another's delivery or secret
+			mixed := foreign
+			mixed.webhook = own.webhook
+			if strings.Count(path, "{") == 3 {
+				do(mixed).problem(http.StatusNotFound, "", "")
+			}
+		}
+	}
+	// An event's id belongs to its repo. (Both tenants have one of the id "shared" already, with other payloads.)
+	api.do("POST", "/api/v1/repos/own/events", `{"eventType":"push","eventId":"of-foreign","payload":2}`,
+		"Authorization: Bearer "+text).ok(http.StatusAccepted)
+	<-api.made
+	if a := api.do("GET", "/api/v1/repos/foreign/webhooks/"+foreign.webhook, ""); a.ok(http.StatusOK)["active"] != true {
+		t.Error("the foreign webhook was changed")
+	}
+}
+
+// The routes of tokens, and what they leave behind.
+func TestTokens(t *testing.T) {
+	api := startAPI(t, posthorn.Config{})
+	made := api.do("POST", "/api/v1/tokens", `{"name":"CI","scopes":["webhooks:read","audit:read"],"repos":["own"],"expiresAt":"2999-01-31T12:00:00+01:00"}`).ok(http.StatusCreated)
+	text := made["token"].(string)
+	if !strings.HasPrefix(text, posthorn.TokenPrefix) || made["expiresAt"] != "2999-01-31T11:00:00.000000Z" || made["lastUsedAt"] != nil || made["allRepos"] != false {
+		t.Errorf("the token is shown as %v", made)
+	}
+	for body, field := range map[string]string{
+		`{"name":"","scopes":["admin"],"allRepos":true}`:                                             "name",
+		`{"name":"x","scopes":[],"allRepos":true}`:                                                   "scopes",
+		`{"name":"x","scopes":["everything"],"allRepos":true}`:                                       "scopes",
+		`{"name":"x","scopes":["admin","admin"],"allRepos":true}`:                                    "scopes",
+		`{"name":"x","scopes":["admin"],"repos":["r"]}`:                                              "scopes",
+		`{"name":"x","scopes":["webhooks:read"]}`:                                                    "repos",
+		`{"name":"x","scopes":["webhooks:read"],"repos":["r"],"allRepos":true}`:                      "repos",
+		`{"name":"x","scopes":["webhooks:read"],"repos":["r","r"]}`:                                  "repos",
+		`{"name":"x","scopes":["webhooks:read"],"repos":[""]}`:                                       "repoId",
+		`{"name":"x","scopes":["webhooks:read"],"allRepos":true,"expiresAt":"tomorrow"}`:             "expiresAt",
+		`{"name":"x","scopes":["webhooks:read"],"allRepos":true,"expiresAt":"2001-01-01T00:00:00Z"}`: "expiresAt",
+	} {
+		a := api.do("POST", "/api/v1/tokens", body)
+		a.problem(http.StatusUnprocessableEntity, "", field)
+	}
+	api.do("GET", "/api/v1/repos/own/webhooks", "", "Authorization: Bearer "+text).ok(http.StatusOK)
+	list := api.do("GET", "/api/v1/tokens?limit=1", "")
+	if strings.Contains(string(list.body), text) {
+		t.Error("the listing shows the token's text")
+	}
+	shown := list.ok(http.StatusOK)
+	first := shown["tokens"].([]any)[0].(map[string]any)
+	if first["tokenId"] != made["tokenId"] || first["lastUsedAt"] == nil || shown["total"] != 1.0 || shown["nextCursor"] != nil {
+		t.Errorf("tokens are listed as %v", shown)
+	}
+	api.do("GET", "/api/v1/tokens?cursor=x", "").problem(http.StatusUnprocessableEntity, "", "cursor")
+	api.do("DELETE", "/api/v1/tokens/"+made["tokenId"].(string), "").ok(http.StatusNoContent)
+	api.do("DELETE", "/api/v1/tokens/"+made["tokenId"].(string), "").problem(http.StatusNotFound, "Token not found", "")
+	api.do("GET", "/api/v1/repos/own/webhooks", "", "Authorization: Bearer "+text).problem(http.StatusUnauthorized, "no such token", "")
+}
+
+// Every kind of change leaves its line, and no line has a secret or a URL.
+func TestAuditLog(t *testing.T) {
+	api := startAPI(t, posthorn.Config{})
+	_, text, err := api.dispatcher.CreateToken(t.Context(), posthorn.NewToken{
+		Name: "CI", Repos: []string{"r1"},
+		Scopes: slices.DeleteFunc(posthorn.Scopes(), func(s posthorn.Scope) bool { return s == posthorn.ScopeAdmin }),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	as := "Authorization: Bearer " + text
+	url := receiver(t, func(http.ResponseWriter, *http.Request) {})
+	w := api.do("POST", "/api/v1/repos/r1/webhooks", `{"url":"`+url+`/very-secret-path","events":["push"],"secret":"hush-one"}`, as).ok(http.StatusCreated)
+	hook := "/api/v1/repos/r1/webhooks/" + w["webhookId"].(string)
+	api.do("PATCH", hook, `{"description":"x","secret":"hush-two"}`, as).ok(http.StatusOK)
+	s := api.do("POST", hook+"/secrets", `{"secret":"hush-three"}`, as).ok(http.StatusCreated)
+	api.do("DELETE", hook+"/secrets/"+s["secretId"].(string), "", as) // refused: it is the last
+	api.do("POST", "/api/v1/repos/r1/events", `{"eventType":"push","payload":{}}`, as).ok(http.StatusAccepted)
+	delivery := (<-api.made).ID
+	api.do("POST", hook+"/deliveries/"+delivery+"/redeliver", "", as).ok(http.StatusOK)
+	api.do("PATCH", hook, `{"url":"nonsense"}`, as).problem(http.StatusUnprocessableEntity, "", "url")
+	api.do("GET", hook, "", as).ok(http.StatusOK)
+	api.do("DELETE", hook, "", as).ok(http.StatusNoContent)
+	api.do("DELETE", hook, "", as).problem(http.StatusNotFound, "", "")
+
+	type line struct{ Actor, Action, RepoID, Subject, Detail, At string }
+	read := func(path string, headers ...string) (lines []line) {
+		a := api.do("GET", path, "", headers...)
+		a.ok(http.StatusOK)
+		for _, secret := range []string{"hush", text, "very-secret"} {
+			if strings.Contains(string(a.body), secret) {
+				t.Errorf("the audit log shows %q: %s", secret, a.body)
+			}
+		}
+		var page struct{ Entries []line }
+		if err := json.Unmarshal(a.body, &page); err != nil {
+			t.Fatal(err)
+		}
+		return page.Entries
+	}
+	id := w["webhookId"].(string)
+	want := []line{
+		{Action: "webhook.delete", Subject: id},
+		{Action: "delivery.redeliver", Subject: delivery, Detail: "webhook " + id},
+		{Action: "secret.rotate", Subject: id},
+		{Action: "webhook.update", Subject: id, Detail: "description, secret"},
+		{Action: "webhook.create", Subject: id},
+	}
+	got := read("/api/v1/repos/r1/audit", as)
+	if len(got) != len(want) {
+		t.Fatalf("the audit log has %d entries, want %d: %+v", len(got), len(want), got)
+	}
+	for i, l := range got {
+		if at, err := time.Parse(time.RFC3339, l.At); err != nil || time.Since(at) > time.Hour || at.After(time.Now().Add(time.Minute)) {
+			t.Errorf("entry %d is of %q", i, l.At)
+		}
+		w := want[i]
+		w.RepoID, w.At = "r1", l.At
+		if !strings.HasPrefix(l.Actor, "token:") || !strings.HasSuffix(l.Actor, " CI") {
+			t.Errorf("entry %d is by %q", i, l.Actor)
+		}
+		w.Actor = l.Actor
+		if l != w {
+			t.Errorf("entry %d is %+v, want %+v", i, l, w)
+		}
+	}
+	all := read("/api/v1/audit")
+	if len(all) != len(want)+1 || all[len(want)].Action != "token.create" || all[len(want)].Actor != "" {
+		t.Errorf("the whole audit log is %+v", all)
+	}
+	page := api.do("GET", "/api/v1/repos/r1/audit?limit=2", "", as).ok(http.StatusOK)
+	cursor := page["nextCursor"].(string)
+	if next := read("/api/v1/repos/r1/audit?limit=2&cursor="+cursor, as); len(next) != 2 || next[0] != got[2] {
+		t.Errorf("the second page is %+v", next)
+	}
+	api.do("GET", "/api/v1/audit?cursor="+cursor, "").problem(http.StatusUnprocessableEntity, "", "cursor")
+	if strings.Contains(api.logged.String(), text) {
+		t.Error("the log has the token's text")
+	}
+}
+
+// An Authorizer whose own means of checking are gone lets nobody in, and says that it isn't the caller's fault.
+func TestAuthorizerUnavailable(t *testing.T) {
+	api := newTestAPI(t, posthorn.Config{})
+	api.authorizer = func(*http.Request) (Principal, error) {
+		return Principal{}, posthorn.Errorf(posthorn.CodeUnavailable, "the sessions can't be read")
+	}
+	api.do("GET", "/api/v1/repos/r1/webhooks", "", "Authorization: ").problem(http.StatusServiceUnavailable, "can't be read", "")
+	if _, err := New(api.dispatcher, Config{}); posthorn.ErrorCode(err) != posthorn.CodeInvalid {
+		t.Errorf("an API without any protection: %v", err)
+	}
+	if _, err := New(api.dispatcher, Config{Authorizer: api.authorizer}); err != nil {
+		t.Error(err)
+	}
+}
