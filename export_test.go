@@ -26,6 +26,11 @@ func (d *Dispatcher) Held() (entries, bytes int) {
 
 var MarshalPayload = marshalPayload
 
+var (
+	NewTokenText = newTokenText
+	WellFormed   = wellFormed
+)
+
 const (
 	LeaseFor   = leaseFor
 	SweepEvery = sweepEvery

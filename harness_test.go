@@ -325,6 +325,15 @@ func (m mortal) Now(ctx context.Context) (time.Time, error) {
 	})
 }
 
+func (m mortal) TokenByHash(ctx context.Context, hash string) (posthorn.Token, error) {
+	return tampering(ctx, m, "TokenByHash", func() (posthorn.Token, error) { return m.Store.TokenByHash(ctx, hash) })
+}
+
+func (m mortal) TouchToken(ctx context.Context, id string, at time.Time) error {
+	_, err := tampering(ctx, m, "TouchToken", func() (struct{}, error) { return struct{}{}, m.Store.TouchToken(ctx, id, at) })
+	return err
+}
+
 func (m mortal) Prune(ctx context.Context, before time.Time) (int, error) {
 	return tampering(ctx, m, "Prune", func() (int, error) { return m.Store.Prune(ctx, before) })
 }

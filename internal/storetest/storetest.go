@@ -44,6 +44,8 @@ func Run(t *testing.T, open func(t *testing.T) posthorn.Store) {
 		testPrune, testPruneKeepsQueued, testPruneKeepsDeliveries, testPruneLateDelivery, testPruneBesideLateDelivery,
 		testPruneDeleted, testPruneMany, testPruneOrder, testPruneDeletedOrder, testPruneGaps, testPruneSettled,
 
+		testToken, testTokenPages, testAudit, testAuditPages, testPruneAudit,
+
 		testConcurrency, testCancelled,
 	} {
 		t.Run(name(test), func(t *testing.T) {
