@@ -51,6 +51,10 @@ vuln: ## Look for known vulnerabilities in what the code calls
 		exit $$status; \
 	fi
 
+.PHONY: audit
+audit: vuln ## Look for known vulnerabilities, and for what is insecure in the code
+	@$(TOOL) golangci-lint run --enable-only gosec,bodyclose,noctx,rowserrcheck,sqlclosecheck ./...
+
 .PHONY: build
 build: ## Build the static binary bin/posthorn
 	$(GOBUILD) -o bin/posthorn ./cmd/posthorn
@@ -64,15 +68,11 @@ cross: ## Build for Linux, macOS and Windows, amd64 and arm64, into dist/
 	done
 
 .PHONY: fuzz
-fuzz: ## Run each fuzz test for FUZZTIME (30s)
-	@packages=$$(go list ./...); \
-	for pkg in $$packages; do \
-		names=$$(go test -list '^Fuzz' $$pkg); \
-		for name in $$(awk '/^Fuzz/' <<<"$$names"); do \
-			echo "== $$name in $$pkg"; \
-			go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) $$pkg; \
-		done; \
-	done
+fuzz: ## Run each fuzz test for FUZZTIME (30s), two at a time
+	@git grep -qE '^func Fuzz' -- '*_test.go' # there are some
+	@git grep -oE '^func Fuzz\w+' -- '*_test.go' | sed -E 's|^(.*/)?[^/]+:func |./\1 |' | xargs -P 2 -L 1 bash -c \
+		'out=$$(go test -run "^$$" -fuzz "^$$1\$$" -fuzztime $(FUZZTIME) -parallel 1 "$$0" 2>&1) && status=0 || status=255; \
+		echo "== $$1 in $$0"; tail -n 25 <<<"$$out"; exit $$status'
 
 .PHONY: bench
 bench: ## Run the benchmarks BENCH (all) COUNT (6) times, into bench.txt

@@ -10,7 +10,7 @@ import (
 	"github.com/musehub/posthorn"
 )
 
-const tokenColumns = "seq, id, name, scopes, repos, all_repos, created_at, expires_at, last_used_at"
+const tokenColumns = "seq, id, name, scopes, repos, all_repos, created_at, expires_at, last_used_at" //nolint:gosec // names of columns
 
 // CreateToken implements [posthorn.Store].
 func (s *Store) CreateToken(ctx context.Context, t *posthorn.Token, hash string) error {
