@@ -310,6 +310,12 @@ func ContextWithActor(ctx context.Context, actor string) context.Context {
 	return context.WithValue(ctx, actorKey{}, actor)
 }
 
+// ActorOf returns the actor of a context, or the empty string.
+func ActorOf(ctx context.Context) string {
+	actor, _ := ctx.Value(actorKey{}).(string)
+	return actor
+}
+
 // AuditOf returns the entry that a [Store] is to add to the audit log when it writes with this context, or nil.
 func AuditOf(ctx context.Context) *AuditEntry {
 	entry, _ := ctx.Value(auditKey{}).(*AuditEntry)
@@ -324,7 +330,6 @@ func WithAudit(ctx context.Context, entry AuditEntry) context.Context {
 // audited returns the context for one write of the store's, which goes into the audit log.
 func (d *Dispatcher) audited(ctx context.Context, entry AuditEntry) context.Context {
 	entry.At = d.clock.now()
-	actor, _ := ctx.Value(actorKey{}).(string)
-	entry.Actor = strings.ToValidUTF8(strings.ReplaceAll(actor, "\x00", ""), "\ufffd") // so that any store takes it
+	entry.Actor = strings.ToValidUTF8(strings.ReplaceAll(ActorOf(ctx), "\x00", ""), "\ufffd") // so that any store takes it
 	return WithAudit(ctx, entry)
 }

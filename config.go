@@ -62,6 +62,10 @@ type Config struct {
 	// Retention is how long events and deliveries are kept. Defaults to 30 days.
 	Retention time.Duration
 
+	// MaxWebhooksPerRepo is how many webhooks a repo may have. Several nodes that create at the same moment may exceed it by
+	// one each. Defaults to 10,000.
+	MaxWebhooksPerRepo int
+
 	// AuditRetention is how long entries of the audit log are kept. Defaults to 365 days.
 	AuditRetention time.Duration
 
@@ -101,6 +105,7 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.MaxQueued, 1024)
 	setDefault(&c.MaxQueuedBytes, 64<<20)
 	setDefault(&c.Retention, 30*24*time.Hour)
+	setDefault(&c.MaxWebhooksPerRepo, 10_000)
 	setDefault(&c.AuditRetention, 365*24*time.Hour)
 	setDefault(&c.Brand, "MuseHub")
 	setDefault(&c.UserAgent, "MuseHub-Webhook/1.0")
@@ -117,7 +122,7 @@ func (c Config) withDefaults() (Config, error) {
 		"Timeout": int64(c.Timeout), "MaxPayload": int64(c.MaxPayload), "MaxInFlight": int64(c.MaxInFlight),
 		"MaxInFlightPerWebhook": int64(c.MaxInFlightPerWebhook), "MaxQueued": int64(c.MaxQueued),
 		"MaxQueuedBytes": int64(c.MaxQueuedBytes), "Retention": int64(c.Retention),
-		"AuditRetention": int64(c.AuditRetention),
+		"AuditRetention": int64(c.AuditRetention), "MaxWebhooksPerRepo": int64(c.MaxWebhooksPerRepo),
 	} {
 		if n < 0 {
 			return c, Errorf(CodeInvalid, "Config.%s is negative", name)

@@ -58,6 +58,7 @@ type Dispatcher struct {
 	cutOff                 context.CancelFunc
 
 	tokens   tokenCache
+	creating sync.Mutex // held while a webhook is counted and created
 	waits    waits
 	complain sync.Map // what failed to when that was logged last
 }

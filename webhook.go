@@ -103,7 +103,8 @@ const (
 // CreateWebhook registers a webhook. It is active, and gets the events dispatched from then on; of those dispatched at other
 // nodes, all but for the first second.
 //
-// CodeInvalid with the field at fault: an event type that doesn't exist, a URL that can never be delivered to.
+// CodeInvalid with the field at fault: an event type that doesn't exist, a URL that can never be delivered to. CodeConflict when the
+// repo has [Config.MaxWebhooksPerRepo].
 func (d *Dispatcher) CreateWebhook(ctx context.Context, n NewWebhook) (Webhook, error) {
 	if err := d.checkRepo(ctx, n.RepoID); err != nil {
 		return Webhook{}, err
@@ -121,12 +122,25 @@ func (d *Dispatcher) CreateWebhook(ctx context.Context, n NewWebhook) (Webhook, 
 			return Webhook{}, err
 		}
 	}
-	ctx = d.audited(ctx, AuditEntry{Action: "webhook.create", RepoID: w.RepoID, Subject: w.ID})
-	if err := d.store.CreateWebhooks(ctx, &w); err != nil {
+	if err := d.storeNew(ctx, &w); err != nil {
 		return Webhook{}, err
 	}
 	d.subscriptions.invalidate(w.RepoID, w.Seq)
 	return w, nil
+}
+
+// storeNew stores a new webhook, if the repo may have one more. One at a time, so that the count holds.
+func (d *Dispatcher) storeNew(ctx context.Context, w *Webhook) error {
+	d.creating.Lock()
+	defer d.creating.Unlock()
+	page, err := d.store.Webhooks(ctx, WebhookQuery{RepoID: w.RepoID, Limit: 1})
+	if err != nil {
+		return err
+	}
+	if page.Total >= int64(d.cfg.MaxWebhooksPerRepo) {
+		return Errorf(CodeConflict, "the repo has %d webhooks, the most that it may (--max-webhooks-per-repo, Config.MaxWebhooksPerRepo)", page.Total)
+	}
+	return d.store.CreateWebhooks(d.audited(ctx, AuditEntry{Action: "webhook.create", RepoID: w.RepoID, Subject: w.ID}), w)
 }
 
 // UpdateWebhook changes a webhook. Once it has returned, nothing more is sent to an old URL, with an old secret (but for

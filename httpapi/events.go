@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -127,6 +128,9 @@ func (s *server) postEvent(ctx context.Context, in *postInput[newEventJSON]) (*p
 	if err != nil {
 		return nil, err
 	}
+	if err := s.rates.take(time.Now(), posthorn.ActorOf(ctx), in.RepoID, 1); err != nil {
+		return nil, err
+	}
 	receipt, err := s.dispatcher.Dispatch(ctx, event)
 	if err != nil {
 		return nil, err
@@ -145,6 +149,9 @@ func (s *server) postEvents(ctx context.Context, in *postInput[newEventsJSON]) (
 		if events[i], err = newEvent(in.RepoID, &in.body.Events[i]); err != nil {
 			return nil, ofItem("events", i, err)
 		}
+	}
+	if err := s.rates.take(time.Now(), posthorn.ActorOf(ctx), in.RepoID, len(events)); err != nil {
+		return nil, err
 	}
 	receipts, err := s.dispatcher.DispatchBatch(ctx, events)
 	if err != nil {

@@ -27,9 +27,11 @@
 package httpapi
 
 import (
+	"cmp"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -45,6 +47,12 @@ type Config struct {
 	// Authorizer is asked about every request under /api that has none of these tokens, for hosts with sessions or tokens of
 	// their own. Defaults to none.
 	Authorizer Authorizer
+	// MaxRequests is how many requests under /api may be under way at once, and as many redeliveries beside them, which may
+	// wait for minutes; more are answered 503. Defaults to 1024.
+	MaxRequests int
+	// MaxEventsPerSecondPerToken and MaxEventsPerSecondPerRepo are how many events may be posted here in a second by who has
+	// one token, and to one repo; more are answered 429. A batch counts for each of its events. Default to no limit.
+	MaxEventsPerSecondPerToken, MaxEventsPerSecondPerRepo int
 	// Logger takes panics and the causes of internal errors. Defaults to slog.Default().
 	Logger *slog.Logger
 	// Version is the version that the API's description states. Defaults to "devel".
@@ -63,7 +71,14 @@ func New(d *posthorn.Dispatcher, cfg Config) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &server{dispatcher: d, admin: admin, authorizer: cfg.Authorizer, log: cfg.Logger, mux: http.NewServeMux()}
+	if err := checkLimits(&cfg); err != nil {
+		return nil, err
+	}
+	s := &server{
+		dispatcher: d, admin: admin, authorizer: cfg.Authorizer, log: cfg.Logger, mux: http.NewServeMux(),
+		slots: make(slots, cmp.Or(cfg.MaxRequests, defaultMaxRequests)), waiting: make(slots, cmp.Or(cfg.MaxRequests, defaultMaxRequests)),
+		rates: eventRates{perToken: cfg.MaxEventsPerSecondPerToken, perRepo: cfg.MaxEventsPerSecondPerRepo},
+	}
 	if s.log == nil {
 		s.log = slog.Default()
 	}
@@ -90,6 +105,9 @@ type server struct {
 	dispatcher *posthorn.Dispatcher
 	admin      adminToken
 	authorizer Authorizer // may be nil
+	slots      slots
+	waiting    slots // for redeliveries, which may wait for minutes, so that the others always get through
+	rates      eventRates
 	log        *slog.Logger
 	mux        *http.ServeMux
 	api        huma.API // whose operations are on mux
@@ -115,6 +133,17 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}()
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.Header().Set("Cache-Control", "no-store")
+	if strings.HasPrefix(r.URL.Path, base+"/") {
+		slots := s.slots
+		if strings.HasSuffix(r.URL.Path, "/redeliver") {
+			slots = s.waiting
+		}
+		if p := slots.take(); p != nil {
+			p.write(w)
+			return
+		}
+		defer slots.give()
+	}
 	s.mux.ServeHTTP(answer, r)
 }
 

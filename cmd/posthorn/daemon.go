@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
-	"time"
 
 	"github.com/musehub/posthorn"
 	"github.com/musehub/posthorn/httpapi"
@@ -19,6 +18,7 @@ type daemonConfig struct {
 	data     string // the folder
 	database database
 	token    string // empty: the data folder's
+	limits   apiLimits
 	logger   *slog.Logger
 	posthorn posthorn.Config
 }
@@ -78,7 +78,12 @@ func startDaemon(ctx context.Context, cfg daemonConfig) (_ *daemon, err error) {
 	if file != "" && len(cfg.posthorn.SecretKeys) == 0 {
 		cfg.logger.Info("signing secrets are encrypted with the key file: keep it with the backups", "file", file+".key")
 	}
-	api, err := httpapi.New(d.dispatcher, httpapi.Config{Token: d.token, Logger: cfg.logger, Version: buildVersion()})
+	api, err := httpapi.New(d.dispatcher, httpapi.Config{
+		Token: d.token, Logger: cfg.logger, Version: buildVersion(),
+		MaxRequests:                cfg.limits.MaxAPIRequests,
+		MaxEventsPerSecondPerToken: cfg.limits.MaxEventsPerSecondPerToken,
+		MaxEventsPerSecondPerRepo:  cfg.limits.MaxEventsPerSecondPerRepo,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -88,11 +93,11 @@ func startDaemon(ctx context.Context, cfg daemonConfig) (_ *daemon, err error) {
 
 	d.http = &http.Server{
 		Handler:           api,
-		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       time.Minute,
-		WriteTimeout:      2 * time.Minute,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
+		ReadHeaderTimeout: cfg.limits.HeaderTimeout,
+		ReadTimeout:       cfg.limits.RequestTimeout,
+		WriteTimeout:      cfg.limits.AnswerTimeout,
+		IdleTimeout:       cfg.limits.IdleTimeout,
+		MaxHeaderBytes:    int(cfg.limits.MaxHeaderSize),
 		ErrorLog:          slog.NewLogLogger(cfg.logger.Handler(), slog.LevelWarn),
 	}
 	go func() {

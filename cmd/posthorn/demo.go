@@ -96,6 +96,7 @@ func (d *demo) start(ctx context.Context, data string) (err error) {
 	d.server, err = startDaemon(ctx, daemonConfig{
 		listen: "127.0.0.1:0",
 		data:   data,
+		limits: apiLimits{HeaderTimeout: 10 * time.Second, RequestTimeout: time.Minute, AnswerTimeout: 2 * time.Minute, IdleTimeout: time.Minute},
 		logger: logger,
 		posthorn: posthorn.Config{
 			AllowTargets: []string{d.steady.addr, d.flaky.addr},

@@ -62,9 +62,9 @@ func main() {
 	os.Exit(run(os.Args[1:]))
 }
 
-// run runs one command line and returns the exit code.
-func run(args []string) int {
-	parser, err := kong.New(&cli{},
+// newParser returns the parser of the command line.
+func newParser() *kong.Kong {
+	return kong.Must(&cli{}, // which panics if the tags above are wrong
 		kong.Name("posthorn"),
 		kong.Description(description),
 		kong.DefaultEnvars("POSTHORN"),
@@ -85,9 +85,11 @@ func run(args []string) int {
 			"database_schema":      postgres.DefaultSchema,
 		},
 	)
-	if err != nil {
-		panic(err) // the tags above are wrong
-	}
+}
+
+// run runs one command line and returns the exit code.
+func run(args []string) int {
+	parser := newParser()
 	dropEmptyVariables()
 	if len(args) == 0 {
 		args = []string{"--help"}

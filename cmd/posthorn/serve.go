@@ -39,7 +39,10 @@ type serveCmd struct {
 	AuditRetention        time.Duration `group:"limits" default:"8760h" placeholder:"DURATION" help:"How long entries of the audit log are kept (default ${default})."`
 	MaxPayload            byteSize      `group:"limits" default:"1MiB" placeholder:"SIZE" help:"Size that an event's payload may have, at most 25MiB (default ${default})."`
 	MaxInFlight           int           `group:"limits" default:"1024" placeholder:"N" help:"Requests that may be under way at once (default ${default})."`
+	MaxWebhooksPerRepo    int           `group:"limits" default:"10000" placeholder:"N" help:"Webhooks that a repo may have (default ${default})."`
 	MaxInFlightPerWebhook int           `group:"limits" default:"64" placeholder:"N" help:"How many of them may be to one webhook at most; each gets what it can take within that (default ${default})."`
+
+	apiLimits
 }
 
 // Help is what --help shows below the summary.
@@ -98,11 +101,14 @@ func (c *serveCmd) Validate() error {
 	}
 	for flag, n := range map[string]int64{
 		"timeout": int64(c.Timeout), "retention": int64(c.Retention), "audit-retention": int64(c.AuditRetention), "shutdown-timeout": int64(c.ShutdownTimeout),
-		"max-in-flight": int64(c.MaxInFlight), "max-in-flight-per-webhook": int64(c.MaxInFlightPerWebhook),
+		"max-webhooks-per-repo": int64(c.MaxWebhooksPerRepo), "max-in-flight": int64(c.MaxInFlight), "max-in-flight-per-webhook": int64(c.MaxInFlightPerWebhook),
 	} {
 		if n <= 0 {
 			return fmt.Errorf("--%s must be more than zero", flag)
 		}
+	}
+	if err := c.apiLimits.check(); err != nil {
+		return err
 	}
 	if err := c.database.check(); err != nil {
 		return err
@@ -127,6 +133,7 @@ func (c *serveCmd) Run() error {
 		data:     c.Data,
 		database: c.database,
 		token:    c.AdminToken,
+		limits:   c.apiLimits,
 		logger:   logger,
 		posthorn: posthorn.Config{
 			SecretKeys:            secretKeys(),
@@ -140,6 +147,7 @@ func (c *serveCmd) Run() error {
 			MaxInFlightPerWebhook: c.MaxInFlightPerWebhook,
 			Retention:             c.Retention,
 			AuditRetention:        c.AuditRetention,
+			MaxWebhooksPerRepo:    c.MaxWebhooksPerRepo,
 			Brand:                 c.Brand,
 			UserAgent:             c.UserAgent,
 			Logger:                logger,

@@ -1,0 +1,148 @@
+package httpapi
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/musehub/posthorn"
+)
+
+// Rates, at times that are said and not waited for.
+func TestEventRates(t *testing.T) {
+	start := time.Now()
+	l := eventRates{perToken: 10, perRepo: 4}
+	take := func(at time.Duration, token, repo string, n int, retryAfter string) {
+		t.Helper()
+		err := l.take(start.Add(at), token, repo, n)
+		p, refused := errors.AsType[*problem](err)
+		switch {
+		case retryAfter == "" && err != nil:
+			t.Errorf("at %v: %v", at, err)
+		case retryAfter != "" && (!refused || p.Status != http.StatusTooManyRequests || p.header.Get("Retry-After") != retryAfter):
+			t.Errorf("at %v: %v, want a 429 with Retry-After %s", at, err, retryAfter)
+		}
+	}
+	for range 4 {
+		take(0, "a", "r1", 1, "")
+	}
+	take(0, "a", "r1", 1, "1") // the repo has had its four
+	take(0, "b", "r1", 1, "1")
+	for range 4 {
+		take(0, "a", "r2", 1, "")
+	}
+	take(0, "a", "r3", 2, "")
+	take(0, "a", "r4", 1, "1") // the token has had its ten, though the repo has had none
+	take(0, "b", "r4", 4, "")
+	take(250*time.Millisecond, "b", "r1", 1, "")
+	take(250*time.Millisecond, "b", "r1", 1, "1")
+
+	// A batch of more than a second's worth passes, and is made up for.
+	take(time.Minute, "c", "r5", 100, "")
+	take(time.Minute, "c", "r6", 1, "10") // 90 are borrowed, and one is to be there
+	take(time.Minute, "d", "r5", 1, "25") // 96
+	take(time.Minute+24*time.Second, "d", "r5", 1, "1")
+	take(time.Minute+25*time.Second, "d", "r5", 1, "")
+
+	// Names cost no memory once they are idle.
+	for i := range 10 * minSweep {
+		if err := l.take(start.Add(time.Hour+time.Duration(i)*time.Millisecond), "e"+fmt.Sprint(i), fmt.Sprint(i), 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(l.buckets); n > 4*minSweep {
+		t.Errorf("there are %d buckets", n)
+	}
+
+	unlimited := eventRates{}
+	for range 100 {
+		if err := unlimited.take(start, "a", "r1", 1000); err != nil || len(unlimited.buckets) != 0 {
+			t.Fatalf("without limits: %v, %d buckets", err, len(unlimited.buckets))
+		}
+	}
+}
+
+func TestEventRatesOverHTTP(t *testing.T) {
+	api := startAPI(t, posthorn.Config{})
+	api.rates.perRepo = 3
+	const batch = `{"events":[{"eventType":"push","payload":1},{"eventType":"push","payload":2}]}`
+	api.do("POST", "/api/v1/repos/r1/events:batch", batch).ok(http.StatusAccepted)
+	api.do("POST", "/api/v1/repos/r1/events:batch", batch).ok(http.StatusAccepted) // one was left, and one is borrowed
+	for path, body := range map[string]string{"/api/v1/repos/r1/events:batch": batch, "/api/v1/repos/r1/events": `{"eventType":"push","payload":1}`} {
+		a := api.do("POST", path, body)
+		a.problem(http.StatusTooManyRequests, "--max-events-per-second-per-repo", "")
+		if a.header.Get("Retry-After") != "1" {
+			t.Errorf("Retry-After %q", a.header.Get("Retry-After"))
+		}
+	}
+	api.do("POST", "/api/v1/repos/r2/events", `{"eventType":"push","payload":1}`).ok(http.StatusAccepted)
+	api.do("GET", "/api/v1/repos/r1/webhooks", "").ok(http.StatusOK)
+}
+
+// When as many requests are under way as may be, others are told so, and whoever asks for the server's health is not.
+func TestMaxRequests(t *testing.T) {
+	api := startAPI(t, posthorn.Config{})
+	api.slots, api.waiting = make(slots, 2), make(slots, 1)
+	const path = "/api/v1/repos/r1/webhooks"
+	for range 5 { // they come back
+		api.do("GET", path, "").ok(http.StatusOK)
+	}
+	api.slots <- struct{}{}
+	api.do("GET", path, "").ok(http.StatusOK)
+	api.slots <- struct{}{}
+	a := api.do("GET", path, "")
+	a.problem(http.StatusServiceUnavailable, "2 requests are under way here", "")
+	if a.header.Get("Retry-After") != "1" {
+		t.Errorf("Retry-After %q", a.header.Get("Retry-After"))
+	}
+	for _, free := range []string{"/healthz", "/readyz", "/docs"} {
+		if a := api.do("GET", free, ""); a.status != http.StatusOK {
+			t.Errorf("%s: %d", free, a.status)
+		}
+	}
+	// Redeliveries are counted apart.
+	redeliver := path + "/x/deliveries/x/redeliver"
+	api.do("POST", redeliver, "").problem(http.StatusNotFound, "", "")
+	api.waiting <- struct{}{}
+	<-api.slots
+	api.do("POST", redeliver, "").problem(http.StatusServiceUnavailable, "under way", "")
+	api.do("GET", path, "").ok(http.StatusOK)
+}
+
+func TestMaxWebhooksPerRepo(t *testing.T) {
+	api := startAPI(t, posthorn.Config{MaxWebhooksPerRepo: 3})
+	const body = `{"url":"https://example.com/","events":["push"]}`
+	results := make(chan int, 10)
+	for range cap(results) {
+		go func() { results <- api.do("POST", "/api/v1/repos/r1/webhooks", body).status }()
+	}
+	counts := map[int]int{}
+	for range cap(results) {
+		counts[<-results]++
+	}
+	if counts[http.StatusCreated] != 3 || counts[http.StatusConflict] != 7 {
+		t.Errorf("ten at a time were answered %v", counts)
+	}
+	a := api.do("POST", "/api/v1/repos/r1/webhooks", body)
+	a.problem(http.StatusConflict, "--max-webhooks-per-repo", "")
+	api.do("POST", "/api/v1/repos/r2/webhooks", body).ok(http.StatusCreated)
+	first := api.do("GET", "/api/v1/repos/r1/webhooks", "").ok(http.StatusOK)["webhooks"].([]any)[0].(map[string]any)["webhookId"].(string)
+	api.do("DELETE", "/api/v1/repos/r1/webhooks/"+first, "").ok(http.StatusNoContent)
+	api.do("POST", "/api/v1/repos/r1/webhooks", body).ok(http.StatusCreated)
+}
+
+func TestNewRefusesLimits(t *testing.T) {
+	api := newTestAPI(t, posthorn.Config{})
+	for name, cfg := range map[string]Config{
+		"MaxRequests": {MaxRequests: -1}, "MaxEventsPerSecondPerToken": {MaxEventsPerSecondPerToken: -1},
+		"MaxEventsPerSecondPerRepo": {MaxEventsPerSecondPerRepo: -1},
+	} {
+		cfg.Token = token
+		if _, err := New(api.dispatcher, cfg); posthorn.ErrorCode(err) != posthorn.CodeInvalid || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
