@@ -56,6 +56,7 @@ func TestImports(t *testing.T) {
 		{pkg: "internal/storetest", ours: root},
 		{pkg: "internal/bench", ours: root},
 		{pkg: "internal/guardtest", stdOnly: true},
+		{pkg: "internal/jwtauth"},
 		{pkg: "internal/pgtest", optional: []string{pgx}},
 		{pkg: "internal/pgtest/with", anything: true}, // a program of the tests'
 		{pkg: "sqlite", ours: root, optional: []string{modernc, zombiezen, goose}},

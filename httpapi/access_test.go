@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"net/http"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -74,6 +75,11 @@ func TestAccess(t *testing.T) {
 	if err := api.dispatcher.RevokeToken(t.Context(), revoked.ID); err != nil {
 		t.Fatal(err)
 	}
+	soon := time.Now().Add(50 * time.Millisecond)
+	expired := create(posthorn.NewToken{Scopes: []posthorn.Scope{posthorn.ScopeAdmin}, AllRepos: true, ExpiresAt: soon})
+	for !time.Now().After(soon) {
+		runtime.Gosched()
+	}
 	tokens := map[string]string{} // made once for each scope
 	token := func(kind string, need posthorn.Scope, n posthorn.NewToken) []string {
 		key := kind + string(need)
@@ -107,6 +113,7 @@ func TestAccess(t *testing.T) {
 		{"no token of ours", bearer("x"), always(401), 401},
 		{"a mistyped token", bearer(text[:len(text)-1] + "9"), always(401), 401},
 		{"a revoked token", bearer(text), always(401), 401},
+		{"an expired token", bearer(expired), always(401), 401},
 		{"the admin token", bearer("t0ken"), always(passed), passed},
 		{"a token with the scope", func(need posthorn.Scope) []string {
 			return token("scope", need, posthorn.NewToken{Scopes: scoped(need), Repos: []string{"own", "another"}})
@@ -134,9 +141,9 @@ func TestAccess(t *testing.T) {
 		}, always(403), 404},
 	}
 	never := tenant{"never", foreign.webhook, foreign.delivery, foreign.event, foreign.secret}
-	for route, op := range api.operations() {
+	for route := range api.operations() {
 		method, path, _ := strings.Cut(route, " ")
-		need := posthorn.Scope(op.Security[0]["bearer"][0])
+		need := routes[route]
 		inRepo := strings.Contains(path, "{repoId}")
 		for _, c := range callers {
 			do := func(where tenant) answer {
@@ -341,6 +348,13 @@ func TestAuthorizerUnavailable(t *testing.T) {
 		return Principal{}, posthorn.Errorf(posthorn.CodeUnavailable, "the sessions can't be read")
 	}
 	api.do("GET", "/api/v1/repos/r1/webhooks", "", "Authorization: ").problem(http.StatusServiceUnavailable, "can't be read", "")
+	api.authorizer = func(*http.Request) (Principal, error) {
+		return Principal{AllRepos: true, Scopes: posthorn.Scopes()}, nil
+	}
+	api.do("GET", "/api/v1/repos/r1/webhooks", "", "Authorization: ").problem(http.StatusInternalServerError, "", "")
+	if !strings.Contains(api.logged.String(), "without a name") {
+		t.Errorf("the log says %s", api.logged)
+	}
 	if _, err := New(api.dispatcher, Config{}); posthorn.ErrorCode(err) != posthorn.CodeInvalid {
 		t.Errorf("an API without any protection: %v", err)
 	}

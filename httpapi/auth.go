@@ -117,6 +117,9 @@ func (s *server) principal(r *http.Request) (Principal, error) {
 		if err != nil {
 			return Principal{}, unauthorized(bearer, err)
 		}
+		if p.Name == "" { // the audit log would ascribe what they do to the program itself
+			return Principal{}, posthorn.Errorf(posthorn.CodeInternal, "Config.Authorizer returned a Principal without a name")
+		}
 		return p, nil
 	case bearer:
 		return Principal{}, unauthorized(bearer, errors.New("the bearer token is not valid"))

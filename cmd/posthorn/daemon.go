@@ -19,6 +19,7 @@ type daemonConfig struct {
 	database database
 	token    string // empty: the data folder's
 	limits   apiLimits
+	access   httpapi.Authorizer // beside tokens of our own; nil: nobody else
 	logger   *slog.Logger
 	posthorn posthorn.Config
 }
@@ -79,7 +80,7 @@ func startDaemon(ctx context.Context, cfg daemonConfig) (_ *daemon, err error) {
 		cfg.logger.Info("signing secrets are encrypted with the key file: keep it with the backups", "file", file+".key")
 	}
 	api, err := httpapi.New(d.dispatcher, httpapi.Config{
-		Token: d.token, Logger: cfg.logger, Version: buildVersion(),
+		Token: d.token, Authorizer: cfg.access, Logger: cfg.logger, Version: buildVersion(),
 		MaxRequests:                cfg.limits.MaxAPIRequests,
 		MaxEventsPerSecondPerToken: cfg.limits.MaxEventsPerSecondPerToken,
 		MaxEventsPerSecondPerRepo:  cfg.limits.MaxEventsPerSecondPerRepo,

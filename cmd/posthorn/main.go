@@ -74,6 +74,7 @@ func newParser() *kong.Kong {
 			{Key: "database", Title: "Database:"},
 			{Key: "deliveries", Title: "Deliveries:"},
 			{Key: "limits", Title: "Limits:"},
+			{Key: "access", Title: "JWTs, beside tokens of Posthorn's own:"},
 			{Key: "client", Title: "Client of a running server:"},
 			{Key: "connection", Title: "Connection and output:"},
 			{Key: "tools", Title: "Tools:"},

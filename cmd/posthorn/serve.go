@@ -43,6 +43,7 @@ type serveCmd struct {
 	MaxInFlightPerWebhook int           `group:"limits" default:"64" placeholder:"N" help:"How many of them may be to one webhook at most; each gets what it can take within that (default ${default})."`
 
 	apiLimits
+	jwtFlags
 }
 
 // Help is what --help shows below the summary.
@@ -107,6 +108,9 @@ func (c *serveCmd) Validate() error {
 			return fmt.Errorf("--%s must be more than zero", flag)
 		}
 	}
+	if _, err := c.jwtFlags.authorizer(); err != nil {
+		return err
+	}
 	if err := c.apiLimits.check(); err != nil {
 		return err
 	}
@@ -125,6 +129,10 @@ func (c *serveCmd) Run() error {
 	if err != nil {
 		return err
 	}
+	authorizer, err := c.jwtFlags.authorizer()
+	if err != nil {
+		return err
+	}
 	ctx, stop := untilSignal()
 	defer stop()
 
@@ -134,6 +142,7 @@ func (c *serveCmd) Run() error {
 		database: c.database,
 		token:    c.AdminToken,
 		limits:   c.apiLimits,
+		access:   authorizer,
 		logger:   logger,
 		posthorn: posthorn.Config{
 			SecretKeys:            secretKeys(),
