@@ -100,9 +100,9 @@ func testBacklog(t *testing.T, store backlogStore) {
 		none, million = nil, nil
 		for range cycles {
 			activate(false)
-			none = append(none, empty.measure())
+			none = append(none, empty.measure(nil))
 			activate(true)
-			million = append(million, backlog.measure())
+			million = append(million, backlog.measure(nil))
 		}
 		t.Logf("p99 with an empty queue: %v", none)
 		t.Logf("p99 with %d entries of a dead webhook: %v", entries, million)
@@ -197,6 +197,6 @@ func newPunctual(t *testing.T, s *server) *isolation {
 	for n := range isolationHooks {
 		i.subscribe("r", fmt.Sprintf("%s/%d", i.healthy.URL, n))
 	}
-	i.measure() // warms up
+	i.measure(nil) // warms up
 	return i
 }
