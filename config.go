@@ -2,6 +2,8 @@ package posthorn
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -44,6 +46,20 @@ type Config struct {
 	// NAT64 are the prefixes under which the network translates IPv6 to IPv4, such as "64:ff9b::/96" (RFC 6052). An
 	// address under one is judged by the IPv4 address in it. Defaults to none.
 	NAT64 []string
+
+	// HTTPSOnly refuses webhooks whose URL is not https; deliveries of those that there are fail.
+	HTTPSOnly bool
+	// RootCAs is who signs receivers' certificates, which are always verified. Defaults to the system's.
+	RootCAs *x509.CertPool
+	// MinTLSVersion is tls.VersionTLS12, which it defaults to, or tls.VersionTLS13.
+	MinTLSVersion uint16
+	// ClientCertificate is shown to receivers that ask for one. Defaults to none.
+	ClientCertificate *tls.Certificate
+
+	// EgressProxy is the URL of a proxy that all deliveries go through: http://, https:// or socks5://, with user and password if
+	// it wants them. Names are looked up and addresses judged by this program all the same, and the proxy is told the address.
+	// Defaults to none; proxies of the environment are never used.
+	EgressProxy string
 
 	// MaxPayload is how many bytes an event's payload may have. Defaults to 1 MiB; at most 25 MiB.
 	MaxPayload int
@@ -151,7 +167,19 @@ func (c Config) withDefaults() (Config, error) {
 
 // sender returns what the sender is to be made with.
 func (c Config) sender() (sender.Config, error) {
-	cfg := sender.Config{Timeout: c.Timeout, OwnAddresses: slices.Clone(c.OwnAddresses)}
+	cfg := sender.Config{
+		Timeout: c.Timeout, OwnAddresses: slices.Clone(c.OwnAddresses),
+		HTTPSOnly: c.HTTPSOnly, RootCAs: c.RootCAs, MinVersion: c.MinTLSVersion, Certificate: c.ClientCertificate,
+	}
+	if v := c.MinTLSVersion; v != 0 && v != tls.VersionTLS12 && v != tls.VersionTLS13 {
+		return cfg, Errorf(CodeInvalid, "Config.MinTLSVersion is %#x: it is tls.VersionTLS12 or tls.VersionTLS13", v)
+	}
+	if c.EgressProxy != "" {
+		var err error
+		if cfg.Proxy, err = sender.ParseProxy(c.EgressProxy); err != nil {
+			return cfg, Errorf(CodeInvalid, "Config.EgressProxy: %w", err)
+		}
+	}
 	for _, s := range c.AllowTargets {
 		t, err := sender.ParseTarget(s)
 		if err != nil {

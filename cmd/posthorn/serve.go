@@ -42,6 +42,7 @@ type serveCmd struct {
 	MaxWebhooksPerRepo    int           `group:"limits" default:"10000" placeholder:"N" help:"Webhooks that a repo may have (default ${default})."`
 	MaxInFlightPerWebhook int           `group:"limits" default:"64" placeholder:"N" help:"How many of them may be to one webhook at most; each gets what it can take within that (default ${default})."`
 
+	egress
 	apiLimits
 	jwtFlags
 }
@@ -108,6 +109,9 @@ func (c *serveCmd) Validate() error {
 			return fmt.Errorf("--%s must be more than zero", flag)
 		}
 	}
+	if err := c.egress.check(); err != nil {
+		return err
+	}
 	if _, err := c.jwtFlags.authorizer(); err != nil {
 		return err
 	}
@@ -133,6 +137,26 @@ func (c *serveCmd) Run() error {
 	if err != nil {
 		return err
 	}
+	cfg := posthorn.Config{
+		SecretKeys:            secretKeys(),
+		EventTypes:            c.EventTypes,
+		RetryPolicy:           &policy,
+		Timeout:               c.Timeout,
+		AllowTargets:          c.AllowTarget,
+		NAT64:                 c.NAT64,
+		MaxPayload:            int(c.MaxPayload),
+		MaxInFlight:           c.MaxInFlight,
+		MaxInFlightPerWebhook: c.MaxInFlightPerWebhook,
+		Retention:             c.Retention,
+		AuditRetention:        c.AuditRetention,
+		MaxWebhooksPerRepo:    c.MaxWebhooksPerRepo,
+		Brand:                 c.Brand,
+		UserAgent:             c.UserAgent,
+		Logger:                logger,
+	}
+	if err := c.egress.apply(&cfg); err != nil {
+		return err
+	}
 	ctx, stop := untilSignal()
 	defer stop()
 
@@ -144,23 +168,7 @@ func (c *serveCmd) Run() error {
 		limits:   c.apiLimits,
 		access:   authorizer,
 		logger:   logger,
-		posthorn: posthorn.Config{
-			SecretKeys:            secretKeys(),
-			EventTypes:            c.EventTypes,
-			RetryPolicy:           &policy,
-			Timeout:               c.Timeout,
-			AllowTargets:          c.AllowTarget,
-			NAT64:                 c.NAT64,
-			MaxPayload:            int(c.MaxPayload),
-			MaxInFlight:           c.MaxInFlight,
-			MaxInFlightPerWebhook: c.MaxInFlightPerWebhook,
-			Retention:             c.Retention,
-			AuditRetention:        c.AuditRetention,
-			MaxWebhooksPerRepo:    c.MaxWebhooksPerRepo,
-			Brand:                 c.Brand,
-			UserAgent:             c.UserAgent,
-			Logger:                logger,
-		},
+		posthorn: cfg,
 	})
 	if err != nil {
 		return err

@@ -8,19 +8,15 @@ import (
 	"net/http/httptrace"
 	"net/netip"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
 )
 
 // dial opens a connection for the attempt that ctx belongs to. The Transport lets it go on, for a later attempt, when
-// that one gets another connection first or is canceled; so it is dial that sees to its end.
-//
-// The guard judges twice. When a name has been looked up, all its addresses are judged, and one that is refused
-// refuses them all: a public and a private address under one name are an attack or a mistake, and which of them Go's
-// dialer would reach is chance. Then the dialer's Control judges each address again as it is connected to. That
-// alone keeps the guard's promise; it doesn't trust the first step.
-func (s *Sender) dial(ctx context.Context, addr string, secure bool) (net.Conn, error) {
+// that one gets another connection first or is canceled; so it is dial that sees to its end. Without a cfg the connection is plain.
+func (s *Sender) dial(ctx context.Context, addr string, cfg *tls.Config) (net.Conn, error) {
 	a := ctx.Value(attemptKey{}).(*attempt)
 	ctx, cancel := context.WithDeadline(ctx, a.start.Add(a.timeout))
 	defer cancel()
@@ -35,10 +31,41 @@ func (s *Sender) dial(ctx context.Context, addr string, secure bool) (net.Conn, 
 	}
 
 	a.mark(dialing)
+	var conn net.Conn
+	if s.proxy != nil {
+		conn, err = s.dialThrough(ctx, a, host, port)
+	} else {
+		conn, err = s.dialDirect(ctx, a, host, port)
+	}
+	if err != nil {
+		return nil, err
+	}
+	a.mark(connected)
+	conn = &keptConn{Conn: conn}
+	if cfg == nil {
+		a.marks[ready].Store(a.marks[connected].Load())
+		return conn, nil
+	}
+	cfg = cfg.Clone()
+	cfg.ServerName = host
+	secured := tls.Client(conn, cfg)
+	if err := secured.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	a.mark(ready)
+	return secured, nil
+}
+
+// dialDirect connects to a target. The guard judges twice. When a name has been looked up, all its addresses are judged, and one
+// that is refused refuses them all: a public and a private address under one name are an attack or a mistake, and which of them Go's
+// dialer would reach is chance. Then the dialer's Control judges each address again as it is connected to. That
+// alone keeps the guard's promise; it doesn't trust the first step.
+func (s *Sender) dialDirect(ctx context.Context, a *attempt, host string, port uint16) (net.Conn, error) {
 	if _, err := netip.ParseAddr(host); err == nil {
 		a.marks[resolved].Store(a.marks[dialing].Load())
 	} else {
-		addr = net.JoinHostPort(absolute(host), portText)
+		host = absolute(host)
 	}
 	var refused error // written before any address is dialed
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
@@ -65,28 +92,14 @@ func (s *Sender) dial(ctx context.Context, addr string, secure bool) (net.Conn, 
 			return s.control(network, address)
 		},
 	}
-	conn, err := dialer.DialContext(ctx, "tcp", addr)
+	conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(int(port))))
 	if err != nil {
 		if refused != nil {
 			return nil, refused // err may be one of a step before Control, as where there is no IPv6
 		}
 		return nil, err
 	}
-	a.mark(connected)
-	conn = &keptConn{Conn: conn}
-	if !secure {
-		a.marks[ready].Store(a.marks[connected].Load())
-		return conn, nil
-	}
-	cfg := s.tls.Clone()
-	cfg.ServerName = host
-	secured := tls.Client(conn, cfg)
-	if err := secured.HandshakeContext(ctx); err != nil {
-		conn.Close()
-		return nil, err
-	}
-	a.mark(ready)
-	return secured, nil
+	return conn, nil
 }
 
 // absolute returns a name in the form that no search domain of the machine is added to: a webhook's host is the same

@@ -40,6 +40,14 @@ func isTimeout(err error) bool {
 	return ok && t.Timeout()
 }
 
+// alert returns with what words the receiver has ended TLS, or "" if it hasn't.
+func alert(err error) string {
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" {
+		return strings.TrimPrefix(op.Err.Error(), "tls: ")
+	}
+	return ""
+}
+
 // cause says in short what went wrong, without the addresses that net.OpError and net.DNSError print.
 func cause(err error) string {
 	if dns, ok := errors.AsType[*net.DNSError](err); ok {
@@ -57,8 +65,14 @@ func cause(err error) string {
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
 		return "the certificate is signed by an unknown authority"
 	}
+	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
+		return "the certificate is expired or not valid yet"
+	}
 	if header, ok := errors.AsType[tls.RecordHeaderError](err); ok {
 		return header.Msg
+	}
+	if text := alert(err); text != "" {
+		return "the receiver ends TLS with the alert: " + text
 	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return "the receiver closed the connection"
@@ -70,5 +84,5 @@ func cause(err error) string {
 	if strings.HasPrefix(err.Error(), "readLoopPeekFailLocked: ") {
 		return "the receiver sent something before the request" // which net/http has no words for
 	}
-	return strings.TrimPrefix(err.Error(), "net/http: ")
+	return strings.TrimPrefix(strings.TrimPrefix(err.Error(), "net/http: "), "tls: ")
 }

@@ -24,6 +24,9 @@ type Request struct {
 
 	Body []byte
 
+	// TLS is what the connection has to be like, if it is one of https. Defaults to what the Sender's Config says.
+	TLS TLS
+
 	// Timeout limits this attempt. Defaults to Config.Timeout.
 	Timeout time.Duration
 
@@ -43,15 +46,26 @@ func (s *Sender) Send(ctx context.Context, r *Request) Outcome {
 
 	// RoundTrip and not a Client's Do: no redirects, no cookies, less work.
 	a := &attempt{start: start, timeout: timeout, revoked: r.Revoked, cancel: cancel}
-	resp, err := s.transport.RoundTrip(a.request(timed, r))
+	if s.httpsOnly && r.URL.Scheme != "https" { // of a webhook that is older than the setting
+		return a.failure(ctx, "request", errHTTPSOnly)
+	}
+	conns, err := s.pool(r.TLS)
+	if err != nil {
+		return a.failure(ctx, "TLS", err)
+	}
+	resp, err := conns.RoundTrip(a.request(timed, r))
 	for err != nil && a.reused && closedWhileIdle(err) && timed.Err() == nil {
 		// The receiver had closed the kept connection before it got the request, so this is still the same attempt.
 		// It ends with a new connection at the latest. The Transport may hold on to the old state.
 		a = &attempt{start: start, timeout: timeout, revoked: r.Revoked, cancel: cancel}
-		resp, err = s.transport.RoundTrip(a.request(timed, r))
+		resp, err = conns.RoundTrip(a.request(timed, r))
 	}
 	if err != nil {
-		return a.failure(ctx, a.phase(), err)
+		phase := a.phase()
+		if alert(err) != "" { // as with TLS 1.3, where a receiver says that it doesn't want a certificate only after the handshake
+			phase = "TLS"
+		}
+		return a.failure(ctx, phase, err)
 	}
 	if a.stopped { // and yet a response, from a receiver that doesn't wait for the request
 		resp.Body.Close()

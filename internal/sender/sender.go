@@ -1,6 +1,6 @@
 // Package sender makes one HTTP attempt of a delivery: it POSTs a body to a URL and says what came of it.
 //
-// It decides nothing about retries and keeps no state but its pool of connections. What it promises:
+// It decides nothing about retries and keeps no state but its pools of connections. What it promises:
 //
 //   - No connection is opened to an address that the guard refuses, whatever a name resolves to at that moment.
 //   - The body leaves this process at most once per [Sender.Send].
@@ -9,11 +9,11 @@
 package sender
 
 import (
-	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"net"
-	"net/http"
 	"net/netip"
+	"sync"
 	"time"
 
 	"code.dny.dev/ssrf"
@@ -46,6 +46,18 @@ type Config struct {
 	// address in it. Defaults to none.
 	NAT64 []netip.Prefix
 
+	// RootCAs is who signs receivers' certificates. Defaults to the system's.
+	RootCAs *x509.CertPool
+	// MinVersion is the least version of TLS: tls.VersionTLS12 or tls.VersionTLS13. Defaults to 1.2.
+	MinVersion uint16
+	// Certificate is shown to receivers that ask for one. Defaults to none.
+	Certificate *tls.Certificate
+	// HTTPSOnly refuses URLs that are not https.
+	HTTPSOnly bool
+
+	// Proxy is what all connections go through. Defaults to none: proxies of the environment are not used.
+	Proxy *Proxy
+
 	// Timeout limits a whole attempt, from the DNS lookup to the last byte of the response. Defaults to 10 seconds.
 	Timeout time.Duration
 
@@ -53,7 +65,8 @@ type Config struct {
 	Resolver *net.Resolver
 }
 
-// A Sender sends requests over one shared pool of connections. It is safe for concurrent use.
+// A Sender sends requests over pools of connections: one, and one for each set of TLS settings that webhooks have of their own. It
+// is safe for concurrent use.
 type Sender struct {
 	timeout   time.Duration
 	resolver  *net.Resolver
@@ -61,8 +74,12 @@ type Sender struct {
 	own       []netip.AddrPort
 	nat64     []netip.Prefix
 	guardian  *ssrf.Guardian
-	tls       *tls.Config
-	transport *http.Transport
+	httpsOnly bool
+	proxy     *Proxy
+	shared    *pool
+
+	mu    sync.Mutex
+	pools map[TLS]*pool
 
 	// afterGuard, when tests set it, has the last word on an address that the guard let pass.
 	afterGuard func(network, address string) error
@@ -71,43 +88,30 @@ type Sender struct {
 // New returns a Sender. Close it when nothing is to be sent any more.
 func New(cfg Config) *Sender {
 	s := &Sender{
-		timeout:  cfg.Timeout,
-		resolver: cfg.Resolver,
-		allow:    cfg.AllowTargets,
-		own:      cfg.OwnAddresses,
-		nat64:    cfg.NAT64,
-		guardian: ssrf.New(ssrf.WithAnyPort()),
-		tls: &tls.Config{
-			NextProtos: []string{"http/1.1"},
-			// Receivers that close each connection are spared a full handshake the next time.
-			ClientSessionCache: tls.NewLRUClientSessionCache(maxIdleConns),
-		},
+		timeout:   cfg.Timeout,
+		resolver:  cfg.Resolver,
+		allow:     cfg.AllowTargets,
+		own:       cfg.OwnAddresses,
+		nat64:     cfg.NAT64,
+		guardian:  ssrf.New(ssrf.WithAnyPort()),
+		httpsOnly: cfg.HTTPSOnly,
+		proxy:     cfg.Proxy,
+		pools:     map[TLS]*pool{},
 	}
 	if s.timeout <= 0 {
 		s.timeout = defaultTimeout
 	}
 
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	s.transport = &http.Transport{
-		Proxy: nil, // http.ProxyFromEnvironment would move the guard's decision to the proxy
-		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
-			return s.dial(ctx, addr, false)
-		},
-		DialTLSContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
-			return s.dial(ctx, addr, true)
-		},
-		Protocols:              protocols,
-		DisableCompression:     true,
-		MaxIdleConns:           maxIdleConns,
-		MaxIdleConnsPerHost:    maxIdleConnsPerHost,
-		IdleConnTimeout:        idleConnTimeout,
-		MaxResponseHeaderBytes: maxHeaderBytes,
+	shared := &tls.Config{
+		NextProtos: []string{"http/1.1"},
+		RootCAs:    cfg.RootCAs,
+		MinVersion: max(cfg.MinVersion, tls.VersionTLS12),
+		// Receivers that close each connection are spared a full handshake the next time.
+		ClientSessionCache: tls.NewLRUClientSessionCache(maxIdleConns),
 	}
+	if cfg.Certificate != nil {
+		shared.Certificates = []tls.Certificate{*cfg.Certificate}
+	}
+	s.shared = s.newPool(shared, maxIdleConns)
 	return s
-}
-
-// Close closes idle connections and ends the dials that no attempt waits for any more.
-func (s *Sender) Close() {
-	s.transport.CloseIdleConnections()
 }

@@ -226,7 +226,7 @@ func TestTLS(t *testing.T) {
 		t.Errorf("%+v", o)
 	}
 
-	s.tls.RootCAs = server.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs
+	s.shared.tls.RootCAs = server.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs
 	// The certificate of httptest is for 127.0.0.1 and example.com.
 	for _, host := range []string{"127.0.0.1", "example.com"} {
 		o := post(t, s, "https://"+net.JoinHostPort(host, port), 0)

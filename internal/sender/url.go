@@ -15,6 +15,8 @@ import (
 
 const maxURLRunes = 2048
 
+var errHTTPSOnly = errors.New("only https is allowed here (--https-only, Config.HTTPSOnly)")
+
 // CheckURL parses the URL of a webhook and refuses one that could never be delivered to. The error is fit to be
 // shown to who gave the URL. A hostname is not looked up: what it resolves to is judged on every connection.
 func (s *Sender) CheckURL(raw string) (*url.URL, error) {
@@ -45,6 +47,9 @@ func (s *Sender) check(raw string) (_ *url.URL, host string, port uint16, err er
 	}
 	if u.Scheme != "http" && u.Scheme != "https" {
 		return nil, "", 0, errors.New("it must start with http:// or https://")
+	}
+	if s.httpsOnly && u.Scheme != "https" {
+		return nil, "", 0, errHTTPSOnly
 	}
 	host = u.Hostname()
 	if host == "" {

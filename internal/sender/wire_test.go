@@ -218,8 +218,8 @@ func TestDeadConnectionIsReplaced(t *testing.T) {
 	var rec record
 	base := serve(t, rec.handle)
 	s := local(t)
-	dial := s.transport.DialContext
-	s.transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+	dial := s.shared.DialContext
+	s.shared.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		c, err := dial(ctx, network, addr)
 		return &deadConn{Conn: c}, err
 	}
@@ -242,7 +242,7 @@ func TestProxyOfEnvironmentIsIgnored(t *testing.T) {
 	}
 	// net/http reads the environment once per process, so a request alone would prove nothing.
 	s := local(t)
-	if s.transport.Proxy != nil {
+	if s.shared.Proxy != nil {
 		t.Error("the transport has a proxy")
 	}
 	if o := post(t, s, respond(t, ok("hi")), 0); o.Status != 200 {

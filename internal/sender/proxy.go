@@ -1,0 +1,183 @@
+package sender
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/net/proxy"
+)
+
+// Proxy is an egress proxy: all connections to receivers go through it. Names are looked up and addresses judged here all the same,
+// and the proxy is told the address, never the name. It is reached at its own host and port and nowhere else, whatever
+// the guard says of that; the guard goes on judging it as a target.
+type Proxy struct {
+	scheme, host, port string
+	user               *url.Userinfo
+}
+
+// ParseProxy reads an entry of Config.EgressProxy: http, https or socks5, with user and password if the proxy wants them. Its errors
+// don't quote it.
+func ParseProxy(raw string) (*Proxy, error) {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return nil, errors.New("the egress proxy is no URL such as http://proxy.internal:3128 or socks5://user:password@10.0.0.1:1080")
+	}
+	ports := map[string]string{"http": "80", "https": "443", "socks5": "1080"}
+	port, ok := ports[u.Scheme]
+	switch {
+	case !ok:
+		return nil, fmt.Errorf("the egress proxy's URL begins with %.20q: it must be http, https or socks5", u.Scheme)
+	case u.Hostname() == "" || u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "":
+		return nil, errors.New("the egress proxy's URL has to have a host, and nothing behind it but a port")
+	}
+	if u.Port() != "" {
+		port = u.Port()
+	}
+	if _, err := parsePort(port); err != nil {
+		return nil, fmt.Errorf("the egress proxy's URL: %w", err)
+	}
+	return &Proxy{u.Scheme, u.Hostname(), port, u.User}, nil
+}
+
+// dialThrough looks up and judges a target, as a dial without a proxy does, and has the proxy connect to the first of its addresses
+// that it can.
+func (s *Sender) dialThrough(ctx context.Context, a *attempt, host string, port uint16) (net.Conn, error) {
+	addrs := make([]netip.Addr, 1)
+	var err error
+	if addrs[0], err = netip.ParseAddr(host); err != nil {
+		if addrs, err = s.resolver.LookupNetIP(ctx, "ip", absolute(host)); err != nil {
+			return nil, err
+		}
+	}
+	a.mark(resolved)
+	for _, ip := range addrs {
+		if err := s.judge(netip.AddrPortFrom(ip, port)); err != nil {
+			return nil, err
+		}
+	}
+	err = errors.New("the name has no address")
+	for _, ip := range addrs {
+		var conn net.Conn
+		if conn, err = s.connect(ctx, netip.AddrPortFrom(ip.Unmap(), port)); err == nil {
+			return conn, nil
+		}
+	}
+	return nil, err
+}
+
+// dialProxy connects to the proxy itself.
+func (s *Sender) dialProxy(ctx context.Context, network, address string) (net.Conn, error) {
+	dialer := net.Dialer{KeepAlive: -1, Resolver: s.resolver}
+	conn, err := dialer.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, errors.New("the egress proxy can't be reached: " + cause(err)) // flat, so that nothing names its address
+	}
+	return conn, nil
+}
+
+// connect has the proxy connect to the target.
+func (s *Sender) connect(ctx context.Context, target netip.AddrPort) (net.Conn, error) {
+	address := net.JoinHostPort(s.proxy.host, s.proxy.port)
+	if s.proxy.scheme == "socks5" {
+		return s.socks(ctx, address, target)
+	}
+	direct, err := s.dialProxy(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	// Whatever becomes of the context, the proxy must not hold the attempt up.
+	stop := context.AfterFunc(ctx, func() { _ = direct.SetDeadline(time.Unix(1, 0)) })
+	conn, err := s.tunnel(ctx, direct, target)
+	if !stop() && err == nil {
+		conn.Close()
+		return nil, context.Cause(ctx)
+	}
+	return conn, err
+}
+
+// tunnel asks for a tunnel on a connection, which it closes if there is none (RFC 9110, section 9.3.6).
+func (s *Sender) tunnel(ctx context.Context, conn net.Conn, target netip.AddrPort) (_ net.Conn, err error) {
+	defer func() {
+		if err != nil {
+			conn.Close()
+		}
+	}()
+	if s.proxy.scheme == "https" {
+		cfg := s.shared.tls.Clone()
+		cfg.ServerName, cfg.Certificates = s.proxy.host, nil // the certificate is for receivers
+		secured := tls.Client(conn, cfg)
+		if err := secured.HandshakeContext(ctx); err != nil {
+			return nil, errors.New("TLS with the egress proxy: " + proxyCause(err))
+		}
+		conn = secured
+	}
+	request := "CONNECT " + target.String() + " HTTP/1.1\r\nHost: " + target.String() + "\r\n"
+	if user := s.proxy.user; user != nil {
+		password, _ := user.Password()
+		request += "Proxy-Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte(user.Username()+":"+password)) + "\r\n"
+	}
+	if _, err := io.WriteString(conn, request+"\r\n"); err != nil {
+		return nil, errors.New("the egress proxy: " + proxyCause(err))
+	}
+	r := bufio.NewReader(io.LimitReader(conn, maxHeaderBytes))
+	resp, err := http.ReadResponse(r, &http.Request{Method: http.MethodConnect})
+	if err != nil {
+		return nil, errors.New("the egress proxy gives no answer that is HTTP: " + proxyCause(err))
+	}
+	if resp.StatusCode < 200 || resp.StatusCode > 299 {
+		return nil, errors.New("the egress proxy answers " + strconv.Itoa(resp.StatusCode) + " " + http.StatusText(resp.StatusCode))
+	}
+	if r.Buffered() > 0 { // the receiver has nothing to say before we have
+		return nil, errors.New("the egress proxy sends more than its answer")
+	}
+	return conn, nil
+}
+
+func (s *Sender) socks(ctx context.Context, address string, target netip.AddrPort) (net.Conn, error) {
+	var auth *proxy.Auth
+	if user := s.proxy.user; user != nil {
+		password, _ := user.Password()
+		auth = &proxy.Auth{User: user.Username(), Password: password}
+	}
+	dialer, err := proxy.SOCKS5("tcp", address, auth, proxyDialer(s.dialProxy))
+	if err != nil {
+		return nil, err
+	}
+	conn, err := dialer.(proxy.ContextDialer).DialContext(ctx, "tcp", target.String()) //nolint:forcetypeassert // it is documented to be one
+	if err != nil {
+		text := proxyCause(err)
+		if !strings.HasPrefix(text, "the egress proxy ") { // as dialProxy's does
+			text = "the egress proxy: " + text
+		}
+		return nil, errors.New(text)
+	}
+	return conn, nil
+}
+
+func proxyCause(err error) string {
+	return strings.Replace(cause(err), "the receiver", "it", 1)
+}
+
+// proxyDialer is what package proxy asks for.
+type proxyDialer func(ctx context.Context, network, address string) (net.Conn, error)
+
+func (f proxyDialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	return f(ctx, network, address)
+}
+
+// Dial makes it a proxy.Dialer. It isn't called where there is DialContext.
+func (f proxyDialer) Dial(network, address string) (net.Conn, error) {
+	return f(context.Background(), network, address)
+}
