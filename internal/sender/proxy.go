@@ -132,7 +132,7 @@ func (s *Sender) tunnel(ctx context.Context, conn net.Conn, target netip.AddrPor
 		return nil, errors.New("the egress proxy: " + proxyCause(err))
 	}
 	r := bufio.NewReader(io.LimitReader(conn, maxHeaderBytes))
-	resp, err := http.ReadResponse(r, &http.Request{Method: http.MethodConnect})
+	resp, err := http.ReadResponse(r, &http.Request{Method: http.MethodConnect}) //nolint:bodyclose // what it reads from is conn
 	if err != nil {
 		return nil, errors.New("the egress proxy gives no answer that is HTTP: " + proxyCause(err))
 	}

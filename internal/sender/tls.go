@@ -28,7 +28,7 @@ type TLS struct {
 
 // Check says in words fit for who gave the settings why no connection can be made with them. They don't quote the settings.
 func (t TLS) Check() error {
-	_, err := t.apply(&tls.Config{}) //nolint:gosec // it is not used; New sets the least version
+	_, err := t.apply(&tls.Config{MinVersion: tls.VersionTLS12})
 	return err
 }
 
