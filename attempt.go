@@ -92,12 +92,9 @@ func (d *Dispatcher) send(ctx context.Context, t *use, e *Entry) (sender.Outcome
 		Exchange:  Exchange{URL: t.URL, SentAt: started, Secrets: t.secrets, Ed25519: t.ed25519},
 	}
 	outcome := sender.Outcome{}
-	switch {
-	case t.signerErr != nil: // nothing is ever sent unsigned for lack of a key
-		outcome.Body = "request error: " + t.signerErr.Error()
-	case t.url == nil:
-		outcome.Body = "request error: the webhook's URL can't be parsed"
-	default:
+	if t.err != nil {
+		outcome.Body = "request error: " + t.err.Error()
+	} else {
 		header := d.requestHeader(delivery)
 		if t.secrets > 0 {
 			if t.secrets > t.ed25519 {
@@ -106,7 +103,7 @@ func (d *Dispatcher) send(ctx context.Context, t *use, e *Entry) (sender.Outcome
 			header[standardSignature] = []string{t.signer.Standard(e.Event.ID, started, e.Event.Payload)}
 		}
 		outcome = d.transport(ctx, &sender.Request{
-			URL: t.url, Header: header, Body: e.Event.Payload, Timeout: d.cfg.Timeout, Revoked: &t.revoked,
+			URL: t.url, Header: header, Body: e.Event.Payload, Timeout: d.cfg.Timeout, Revoked: &t.revoked, TLS: t.tls,
 		})
 	}
 	delivery.Success = outcome.Success()

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -60,6 +61,9 @@ type Config struct {
 	// it wants them. Names are looked up and addresses judged by this program all the same, and the proxy is told the address.
 	// Defaults to none; proxies of the environment are never used.
 	EgressProxy string
+
+	// Resolver looks up the hosts of webhooks, without search domains. Defaults to the system's.
+	Resolver *net.Resolver
 
 	// MaxPayload is how many bytes an event's payload may have. Defaults to 1 MiB; at most 25 MiB.
 	MaxPayload int
@@ -168,7 +172,7 @@ func (c Config) withDefaults() (Config, error) {
 // sender returns what the sender is to be made with.
 func (c Config) sender() (sender.Config, error) {
 	cfg := sender.Config{
-		Timeout: c.Timeout, OwnAddresses: slices.Clone(c.OwnAddresses),
+		Timeout: c.Timeout, OwnAddresses: slices.Clone(c.OwnAddresses), Resolver: c.Resolver,
 		HTTPSOnly: c.HTTPSOnly, RootCAs: c.RootCAs, MinVersion: c.MinTLSVersion, Certificate: c.ClientCertificate,
 	}
 	if v := c.MinTLSVersion; v != 0 && v != tls.VersionTLS12 && v != tls.VersionTLS13 {

@@ -60,6 +60,7 @@ type request struct {
 	node, url, eventType, eventID, deliveryID string
 	body                                      string
 	header                                    map[string][]string
+	tls                                       sender.TLS
 	at                                        time.Time
 	ctx                                       context.Context
 }
@@ -167,7 +168,7 @@ func (w *world) send(ctx context.Context, r *sender.Request) sender.Outcome {
 	req := request{
 		node: w.name,
 		url:  r.URL.String(), eventType: get("X-MuseHub-Event"), eventID: get("webhook-id"), deliveryID: get("X-MuseHub-Delivery"),
-		body: string(r.Body), header: r.Header, at: time.Now(), ctx: ctx,
+		body: string(r.Body), header: r.Header, tls: r.TLS, at: time.Now(), ctx: ctx,
 	}
 	w.mu.Lock()
 	w.requests = append(w.requests, req)

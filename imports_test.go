@@ -55,6 +55,7 @@ func TestImports(t *testing.T) {
 		{pkg: "internal/rawjson", stdOnly: true},
 		{pkg: "internal/storetest", ours: root},
 		{pkg: "internal/bench", ours: root},
+		{pkg: "internal/certtest", stdOnly: true},
 		{pkg: "internal/guardtest", stdOnly: true},
 		{pkg: "internal/jwtauth"},
 		{pkg: "internal/pgtest", optional: []string{pgx}},

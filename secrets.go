@@ -170,7 +170,7 @@ func (d *Dispatcher) PublicKeys(ctx context.Context, repoID, webhookID string) (
 		// It is not stored beside the private key, where it could be exchanged unnoticed.
 		private, _, err := d.box.OpenFor(webhookID, s.Sealed)
 		if err != nil {
-			return nil, Errorf(CodeUnavailable, "%w", secretError(err))
+			return nil, Errorf(CodeUnavailable, "%w", secretError("signing secret", err))
 		}
 		public, err := signature.PublicKey(private)
 		if err != nil {
@@ -217,8 +217,11 @@ func (d *Dispatcher) addSecret(w *Webhook, secret string) error {
 	return nil
 }
 
-func (d *Dispatcher) seal(webhookID, secret string) (string, error) {
-	sealed, err := d.box.SealFor(webhookID, secret)
+// tlsKeyOf is what the key of a webhook's client certificate is bound to, so that it is not taken for a signing secret.
+func tlsKeyOf(webhookID string) string { return webhookID + " tls" }
+
+func (d *Dispatcher) seal(owner, secret string) (string, error) {
+	sealed, err := d.box.SealFor(owner, secret)
 	if err != nil {
 		return "", Errorf(CodeInternal, "encrypt the secret: %w", err)
 	}
@@ -226,13 +229,12 @@ func (d *Dispatcher) seal(webhookID, secret string) (string, error) {
 }
 
 // secretError says why a secret can't be had and what to do about it.
-func secretError(err error) error {
+func secretError(what string, err error) error {
 	if errors.Is(err, secretbox.ErrForeign) {
-		return errors.New("the webhook's signing secret was encrypted for another webhook: someone has exchanged it in the database; " +
-			"set the secret again")
+		return fmt.Errorf("the webhook's %s was encrypted for another webhook: someone has exchanged it in the database; set it again", what)
 	}
-	return errors.New("the webhook's signing secret can't be decrypted with this node's secret keys " +
-		"(POSTHORN_SECRET_KEYS, Config.SecretKeys); set the secret again or add the key that encrypted it")
+	return fmt.Errorf("the webhook's %s can't be decrypted with this node's secret keys (POSTHORN_SECRET_KEYS, Config.SecretKeys); "+
+		"set it again or add the key that encrypted it", what)
 }
 
 // KeyStatus says how far the signing secrets are encrypted with the first of the keys.
@@ -296,6 +298,14 @@ func (d *Dispatcher) examine(w Webhook) (untidy bool, left, unreadable int) {
 		}
 		untidy = untidy || s.ID == "" || err == nil && s.Kind != kindOf(text)
 	}
+	if w.TLS.SealedKey != "" {
+		switch _, current, err := d.box.OpenFor(tlsKeyOf(w.ID), w.TLS.SealedKey); {
+		case err != nil:
+			unreadable++
+		case !current:
+			left++
+		}
+	}
 	return untidy || left > 0, left, unreadable
 }
 
@@ -327,6 +337,14 @@ func (d *Dispatcher) tidySecrets(w *Webhook) error {
 		}
 		if text != "" {
 			s.Kind = kindOf(text)
+		}
+	}
+	if w.TLS.SealedKey != "" {
+		key, current, err := d.box.OpenFor(tlsKeyOf(w.ID), w.TLS.SealedKey)
+		if err == nil && !current {
+			if w.TLS.SealedKey, err = d.seal(tlsKeyOf(w.ID), key); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -257,14 +257,7 @@ func TestAllSecretsExpired(t *testing.T) {
 // work included, and the old one isn't needed any more.
 func TestKeysAreChanged(t *testing.T) {
 	const foreign = "gAAAAAAdwJ6wAAECAwQFBgcICQoLDA0ODy021cpGVWKZ_eEwCGM4BLLF_5CV9dOPmrhuVUPgJobwOz7JcbmrR64jVmpU4IwqDA=="
-	key := func() string {
-		k, err := secretbox.GenerateKey()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return k
-	}
-	oldKey, newKey := key(), key()
+	oldKey, newKey := generateKey(t), generateKey(t)
 	old, err := secretbox.New([]string{oldKey})
 	if err != nil {
 		t.Fatal(err)

@@ -77,11 +77,12 @@ func (s *subscribers) wanting(eventType string) []DueWebhook {
 // target is a webhook ready to be sent to.
 type target struct {
 	Webhook
-	url       *url.URL
-	signer    *signature.Signer
-	secrets   int   // that sign
-	ed25519   int   // of these, Ed25519 keys
-	signerErr error // why there is no signer
+	url     *url.URL
+	tls     sender.TLS
+	signer  *signature.Signer
+	secrets int   // that sign
+	ed25519 int   // of these, Ed25519 keys
+	err     error // why nothing can be sent to it: nothing is ever unsigned for lack of a key
 }
 
 // use is a target that a request is being made with.
@@ -237,10 +238,21 @@ func (s *subscriptions) stripe(repoID string) *stripe {
 	return &s.stripes[maphash.String(s.seed, repoID)%uint64(len(s.stripes))]
 }
 
-// prepare makes a webhook ready to be sent to. A secret that can't be read makes its deliveries fail and nothing else.
+// prepare makes a webhook ready to be sent to. What can't be read makes its deliveries fail and nothing else.
 func (s *subscriptions) prepare(w Webhook, now time.Time, subs *subscribers) *target {
-	t := &target{Webhook: w}
-	t.url, _ = sender.ParseURL(w.URL) // nil for what an import brought in unchecked: its deliveries fail
+	t := &target{Webhook: w, tls: sender.TLS{MinVersion: w.TLS.MinVersion, RootCAs: w.TLS.RootCAs, Certificate: w.TLS.Certificate}}
+	if t.url, _ = sender.ParseURL(w.URL); t.url == nil {
+		t.err = errors.New("the webhook's URL can't be parsed") // an import has brought it in unchecked
+		return t
+	}
+	if w.TLS.SealedKey != "" {
+		key, _, err := s.box.OpenFor(tlsKeyOf(w.ID), w.TLS.SealedKey)
+		if err != nil {
+			t.err = secretError("key of the client certificate", err)
+			return t
+		}
+		t.tls.Key = key
+	}
 	var plain []string
 	ed25519 := 0
 	for _, secret := range w.Secrets {
@@ -254,7 +266,7 @@ func (s *subscriptions) prepare(w Webhook, now time.Time, subs *subscribers) *ta
 		}
 		text, _, err := s.box.OpenFor(w.ID, secret.Sealed)
 		if err != nil {
-			t.signerErr = secretError(err)
+			t.err = secretError("signing secret", err)
 			return t
 		}
 		plain = append(plain, text)
@@ -263,10 +275,10 @@ func (s *subscriptions) prepare(w Webhook, now time.Time, subs *subscribers) *ta
 		}
 	}
 	if len(plain) == 0 && len(w.Secrets) > 0 { // nothing is sent unsigned that was meant to be signed
-		t.signerErr = errors.New("all signing secrets of the webhook have expired; set a new one")
+		t.err = errors.New("all signing secrets of the webhook have expired; set a new one")
 		return t
 	}
-	if t.signer, t.signerErr = signature.NewSigner(plain...); t.signerErr == nil {
+	if t.signer, t.err = signature.NewSigner(plain...); t.err == nil {
 		t.secrets, t.ed25519 = len(plain), ed25519
 	}
 	return t

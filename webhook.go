@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/musehub/posthorn/internal/sender"
 )
 
 // AllEvents is the event type by which a webhook subscribes to every type.
@@ -24,6 +26,22 @@ type Webhook struct {
 	Secrets     []Secret // newest first; none: deliveries are not signed
 	CreatedAt   time.Time
 	UpdatedAt   time.Time
+
+	Options
+}
+
+// Options are the settings of a webhook that most do without. A store keeps them as JSON.
+type Options struct {
+	TLS TLS `json:"tls,omitzero"`
+}
+
+// TLS is what a webhook's connections have of their own. What is empty is as the node has it ([Config.RootCAs] and so on).
+type TLS struct {
+	MinVersion  string `json:"minVersion,omitempty"`  // "1.2" or "1.3"; it can't go below the node's
+	RootCAs     string `json:"rootCAs,omitempty"`     // certificates in PEM: only what these have signed is trusted
+	Certificate string `json:"certificate,omitempty"` // in PEM, with those between it and its root, for a receiver that asks for one
+	Key         string `json:"-"`                     // of Certificate, in PEM; empty in what a Dispatcher returns
+	SealedKey   string `json:"sealedKey,omitempty"`   // ciphertext, bound to the webhook; ignored in what a Dispatcher is given
 }
 
 // MaxURLLength is how many characters a webhook's URL may have.
@@ -36,6 +54,7 @@ type NewWebhook struct {
 	Events      []string // event types of [Config.EventTypes], "ping", or [AllEvents]
 	Secret      string   // signs the deliveries (see [Dispatcher.RotateSecret]); empty: they go out unsigned
 	Description string   // free text of at most [MaxDescriptionLength] characters
+	TLS         TLS      // for a URL with https
 }
 
 // WebhookPatch is what [Dispatcher.UpdateWebhook] changes: the fields that are not nil.
@@ -44,6 +63,9 @@ type WebhookPatch struct {
 	Events      []string
 	Active      *bool // an inactive webhook gets no events; what is queued for it waits until it is active again
 	Description *string
+
+	// TLS replaces all of the webhook's settings for TLS. Without a key, the one that it has stays if its certificate does.
+	TLS *TLS
 
 	// Secret replaces the signing secret; the empty string removes all secrets.
 	Secret *string
@@ -114,6 +136,9 @@ func (d *Dispatcher) CreateWebhook(ctx context.Context, n NewWebhook) (Webhook, 
 		ID: newID(t), RepoID: n.RepoID, URL: n.URL, Events: slices.Clone(n.Events), Active: true,
 		Description: n.Description, CreatedAt: t, UpdatedAt: t,
 	}
+	if err := d.setTLS(&w, n.TLS); err != nil {
+		return Webhook{}, err
+	}
 	if err := d.checkWebhook(&w); err != nil {
 		return Webhook{}, err
 	}
@@ -170,7 +195,7 @@ func (p *WebhookPatch) fields() string {
 		given bool
 	}{
 		{"url", p.URL != nil}, {"events", p.Events != nil}, {"active", p.Active != nil}, {"description", p.Description != nil},
-		{"secret", p.Secret != nil},
+		{"tls", p.TLS != nil}, {"secret", p.Secret != nil},
 	} {
 		if f.given {
 			names = append(names, f.name)
@@ -193,6 +218,11 @@ func (d *Dispatcher) patch(w *Webhook, p WebhookPatch) error {
 	if p.Description != nil {
 		w.Description = *p.Description
 	}
+	if p.TLS != nil {
+		if err := d.setTLS(w, *p.TLS); err != nil {
+			return err
+		}
+	}
 	if p.Secret == nil {
 		if p.SecretOverlap != nil {
 			return invalid("secretOverlap", "it goes with a new secret")
@@ -213,6 +243,30 @@ func (d *Dispatcher) patch(w *Webhook, p WebhookPatch) error {
 		return err
 	}
 	return d.checkWebhook(w)
+}
+
+// setTLS gives a webhook settings for TLS, with the key encrypted.
+func (d *Dispatcher) setTLS(w *Webhook, t TLS) error {
+	if t.Key == "" && t.Certificate != "" && t.Certificate == w.TLS.Certificate {
+		key, _, err := d.box.OpenFor(tlsKeyOf(w.ID), w.TLS.SealedKey)
+		if err != nil {
+			return invalid("tls", "the key that the webhook has can't be decrypted: give it again, with its certificate")
+		}
+		t.Key = key
+	}
+	if err := (sender.TLS{MinVersion: t.MinVersion, RootCAs: t.RootCAs, Certificate: t.Certificate, Key: t.Key}).Check(); err != nil {
+		return &Error{Code: CodeInvalid, Field: "tls", Message: err.Error(), Err: err}
+	}
+	t.SealedKey = ""
+	if t.Key != "" {
+		sealed, err := d.seal(tlsKeyOf(w.ID), t.Key)
+		if err != nil {
+			return err
+		}
+		t.Key, t.SealedKey = "", sealed
+	}
+	w.TLS = t
+	return nil
 }
 
 // DeleteWebhook deletes a webhook with its queue entries and deliveries. Once it has returned, nothing more is sent to it,
@@ -256,8 +310,12 @@ func (d *Dispatcher) checkWebhook(w *Webhook) error {
 	if n := utf8.RuneCountInString(w.URL); n > MaxURLLength {
 		return invalid("url", "it has %d characters: at most %d", n, MaxURLLength)
 	}
-	if _, err := d.sender.CheckURL(w.URL); err != nil {
+	u, err := d.sender.CheckURL(w.URL)
+	if err != nil {
 		return &Error{Code: CodeInvalid, Field: "url", Message: err.Error(), Err: err}
+	}
+	if w.TLS != (TLS{}) && u.Scheme != "https" {
+		return invalid("tls", "the URL is not https: change it, or remove the settings for TLS")
 	}
 	if len(w.Events) == 0 {
 		return invalid("events", "it is empty: name at least one event type, or %q for all", AllEvents)

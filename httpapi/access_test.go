@@ -196,12 +196,14 @@ func TestForeignIDs(t *testing.T) {
 			continue
 		}
 		do := func(ids tenant) answer {
-			return api.do(method, own.at(path, ids), bodies[op.OperationID], "Authorization: Bearer "+text)
+			a := api.do(method, own.at(path, ids), bodies[op.OperationID], "Authorization: Bearer "+text)
+			a.header.Del("Date")
+			return a
 		}
 		there, nowhere := do(foreign), do(unknown)
 		there.problem(http.StatusNotFound, "", "")
-		if string(there.body) != string(nowhere.body) {
-			t.Errorf("%s: %s for a foreign one, %s for none", route, there.body, nowhere.body)
+		if string(there.body) != string(nowhere.body) || !maps.EqualFunc(there.header, nowhere.header, slices.Equal) {
+			t.Errorf("%s: %v %s for a foreign one, %v %s for none", route, there.header, there.body, nowhere.header, nowhere.body)
 		}
 		if strings.Contains(path, "{webhookId}/") { // its own webhook, another's delivery or secret
 			mixed := foreign
@@ -335,7 +337,9 @@ func TestAuditLog(t *testing.T) {
 	if next := read("/api/v1/repos/r1/audit?limit=2&cursor="+cursor, as); len(next) != 2 || next[0] != got[2] {
 		t.Errorf("the second page is %+v", next)
 	}
-	api.do("GET", "/api/v1/audit?cursor="+cursor, "").problem(http.StatusUnprocessableEntity, "", "cursor")
+	for _, other := range []string{"/api/v1/audit", "/api/v1/repos/r2/audit", "/api/v1/repos/r1/events"} {
+		api.do("GET", other+"?cursor="+cursor, "").problem(http.StatusUnprocessableEntity, "", "cursor")
+	}
 	if strings.Contains(api.logged.String(), text) {
 		t.Error("the log has the token's text")
 	}
@@ -355,6 +359,10 @@ func TestAuthorizerUnavailable(t *testing.T) {
 	if !strings.Contains(api.logged.String(), "without a name") {
 		t.Errorf("the log says %s", api.logged)
 	}
+	api.authorizer = func(*http.Request) (Principal, error) {
+		return Principal{Name: strings.Repeat("x", MaxPrincipalName+1), AllRepos: true, Scopes: posthorn.Scopes()}, nil
+	}
+	api.do("GET", "/api/v1/repos/r1/webhooks", "", "Authorization: ").problem(http.StatusInternalServerError, "", "")
 	if _, err := New(api.dispatcher, Config{}); posthorn.ErrorCode(err) != posthorn.CodeInvalid {
 		t.Errorf("an API without any protection: %v", err)
 	}

@@ -18,11 +18,14 @@ import (
 
 // Principal is who sends a request, and what they may do.
 type Principal struct {
-	Name     string // for the audit log, such as "user:alice"; not empty
+	Name     string // for the audit log, such as "user:alice"; not empty, and of at most [MaxPrincipalName] bytes
 	Scopes   []posthorn.Scope
 	Repos    []string // what the scopes are good for, unless AllRepos
 	AllRepos bool
 }
+
+// MaxPrincipalName is how many bytes the name of a [Principal] may have.
+const MaxPrincipalName = 512
 
 // Authorizer says who sends a request. Its error says why nobody knows, and becomes a 401 with its text, or a 503 if it is a
 // [posthorn.Error] with [posthorn.CodeUnavailable]. It must not read the body. It is called by many goroutines at a time.
@@ -117,8 +120,8 @@ func (s *server) principal(r *http.Request) (Principal, error) {
 		if err != nil {
 			return Principal{}, unauthorized(bearer, err)
 		}
-		if p.Name == "" { // the audit log would ascribe what they do to the program itself
-			return Principal{}, posthorn.Errorf(posthorn.CodeInternal, "Config.Authorizer returned a Principal without a name")
+		if p.Name == "" || len(p.Name) > MaxPrincipalName { // without one the audit log would ascribe what they do to the program itself
+			return Principal{}, posthorn.Errorf(posthorn.CodeInternal, "Config.Authorizer returned a Principal without a name, or with one of %d bytes", len(p.Name))
 		}
 		return p, nil
 	case bearer:

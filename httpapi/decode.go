@@ -18,8 +18,8 @@ import (
 
 // decode reads a body that is one JSON object with the fields of the struct T and no others. Names are case-sensitive.
 // A field without omitempty is required; null is nowhere a value, except as json.RawMessage, which takes the bytes as
-// they are and shares the body's memory. A list of structs is read in the same way, with at most as many items as its tag
-// maxItems says.
+// they are and shares the body's memory. A pointer to a struct and a list of structs are read in the same way, the list with at
+// most as many items as its tag maxItems says.
 func decode[T any](body []byte) (T, error) {
 	var value T
 	switch {
@@ -52,7 +52,7 @@ type bodyField struct {
 var bodyFields sync.Map
 
 // maxFields is how many a struct may have. One with more panics, at its first body.
-const maxFields = 8
+const maxFields = 24
 
 func fieldsOf(t reflect.Type) []bodyField {
 	if fields, ok := bodyFields.Load(t); ok {
@@ -95,6 +95,14 @@ func decodeObject(object []byte, v reflect.Value) error {
 			if err := decodeList(raw, field, f.maxItems, f.name); err != nil {
 				return err
 			}
+		case field.Kind() == reflect.Pointer && field.Type().Elem().Kind() == reflect.Struct:
+			if raw[0] != '{' {
+				return invalid(f.name, "it must be an object")
+			}
+			field.Set(reflect.New(field.Type().Elem()))
+			if err := decodeObject(raw, field.Elem()); err != nil {
+				return within(f.name, err)
+			}
 		case field.Kind() == reflect.String && isPlain(raw):
 			field.SetString(string(raw[1 : len(raw)-1]))
 		case string(raw) == "null" || json.Unmarshal(raw, field.Addr().Interface()) != nil:
@@ -117,25 +125,25 @@ func decodeList(raw []byte, v reflect.Value, most int, name string) error {
 			return invalid(name, "there are more than %d", most)
 		}
 		if item[0] != '{' {
-			return ofItem(name, i, invalid("", "it must be an object"))
+			return within(fmt.Sprintf("%s[%d]", name, i), invalid("", "it must be an object"))
 		}
 		v.Grow(1)
 		v.SetLen(i + 1)
 		if err := decodeObject(item, v.Index(i)); err != nil {
-			return ofItem(name, i, err)
+			return within(fmt.Sprintf("%s[%d]", name, i), err)
 		}
 	}
 	return nil
 }
 
-// ofItem names the item of a list that an error is about.
-func ofItem(list string, index int, err error) error {
+// within says in what field the field is that an error is about.
+func within(outer string, err error) error {
 	e, ok := errors.AsType[*posthorn.Error](err)
 	if !ok {
 		return err
 	}
 	named := *e
-	if named.Field = fmt.Sprintf("%s[%d]", list, index); e.Field != "" {
+	if named.Field = outer; e.Field != "" {
 		named.Field += "." + e.Field
 	}
 	return &named

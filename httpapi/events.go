@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -147,7 +148,7 @@ func (s *server) postEvents(ctx context.Context, in *postInput[newEventsJSON]) (
 	for i := range events {
 		var err error
 		if events[i], err = newEvent(in.RepoID, &in.body.Events[i]); err != nil {
-			return nil, ofItem("events", i, err)
+			return nil, within(fmt.Sprintf("events[%d]", i), err)
 		}
 	}
 	if err := s.rates.take(time.Now(), posthorn.ActorOf(ctx), in.RepoID, len(events)); err != nil {

@@ -96,7 +96,7 @@ func TestDocument(t *testing.T) {
 		}
 	})
 	for name, schema := range schemas {
-		isRequest := slices.Contains([]string{"NewWebhook", "WebhookPatch", "NewEvent", "NewEvents", "NewSecret", "NewToken", "CheckedURL"}, name)
+		isRequest := slices.Contains([]string{"NewWebhook", "WebhookPatch", "NewEvent", "NewEvents", "NewSecret", "NewTLS", "NewToken", "CheckedURL"}, name)
 		if more := schema.(map[string]any)["additionalProperties"]; more != !isRequest {
 			t.Errorf("%s: additionalProperties is %v", name, more)
 		}

@@ -20,13 +20,41 @@ type webhookJSON struct {
 	HasSecret   bool     `json:"hasSecret" doc:"Whether deliveries are signed"`
 	CreatedAt   string   `json:"createdAt" format:"date-time"`
 	UpdatedAt   string   `json:"updatedAt" format:"date-time"`
+	TLS         *tlsJSON `json:"tls,omitempty" doc:"What its connections have of their own"`
 }
 
 func showWebhook(w *posthorn.Webhook) webhookJSON {
-	return webhookJSON{
+	shown := webhookJSON{
 		WebhookID: w.ID, RepoID: w.RepoID, URL: w.URL, Events: w.Events, Active: w.Active, Description: w.Description,
 		HasSecret: len(w.Secrets) > 0, CreatedAt: timestamp(w.CreatedAt), UpdatedAt: timestamp(w.UpdatedAt),
 	}
+	if t := w.TLS; t != (posthorn.TLS{}) {
+		shown.TLS = &tlsJSON{t.MinVersion, t.RootCAs, t.Certificate}
+	}
+	return shown
+}
+
+// tlsJSON is a webhook's settings for TLS as the API shows them: without the key.
+type tlsJSON struct {
+	MinVersion  string `json:"minVersion,omitempty" enum:"1.2,1.3"`
+	RootCAs     string `json:"rootCAs,omitempty" doc:"Certificates in PEM"`
+	Certificate string `json:"certificate,omitempty" doc:"What is shown to the receiver, in PEM"`
+}
+
+// newTLSJSON is the settings for TLS in a body.
+type newTLSJSON struct {
+	_           struct{} `additionalProperties:"false"`
+	MinVersion  string   `json:"minVersion,omitempty" enum:"1.2,1.3" doc:"The least version; it can't go below the node's"`
+	RootCAs     string   `json:"rootCAs,omitempty" doc:"Certificates in PEM: only what these have signed is trusted, instead of what the node trusts"`
+	Certificate string   `json:"certificate,omitempty" doc:"What is shown to a receiver that asks for it, in PEM, with those between it and its root"`
+	Key         string   `json:"key,omitempty" doc:"The certificate's key in PEM. It is stored encrypted, and never shown"`
+}
+
+func (t *newTLSJSON) settings() *posthorn.TLS {
+	if t == nil {
+		return nil
+	}
+	return &posthorn.TLS{MinVersion: t.MinVersion, RootCAs: t.RootCAs, Certificate: t.Certificate, Key: t.Key}
 }
 
 // webhookListJSON is a page of webhooks.
@@ -44,8 +72,9 @@ type newWebhookJSON struct {
 	Events []string `json:"events" nullable:"false" minItems:"1" doc:"Types of events, or * for all"`
 	Secret string   `json:"secret,omitempty" doc:"Signs the deliveries; without one they go out unsigned. whsec_… is base64-decoded to the key"`
 	// GenerateSecret stands in the place of Secret.
-	GenerateSecret string `json:"generateSecret,omitempty" enum:"hmac,ed25519" doc:"Generates the secret: hmac, which the answer shows this once, or an Ed25519 key, of which it shows the public one"`
-	Description    string `json:"description,omitempty" maxLength:"1000"`
+	GenerateSecret string      `json:"generateSecret,omitempty" enum:"hmac,ed25519" doc:"Generates the secret: hmac, which the answer shows this once, or an Ed25519 key, of which it shows the public one"`
+	Description    string      `json:"description,omitempty" maxLength:"1000"`
+	TLS            *newTLSJSON `json:"tls,omitempty" doc:"What its connections have of their own, for a URL with https"`
 }
 
 // createdJSON is a webhook that was created, with what is shown of a generated secret once.
@@ -56,13 +85,14 @@ type createdJSON struct {
 
 // webhookPatchJSON is the body that changes a webhook.
 type webhookPatchJSON struct {
-	_             struct{} `additionalProperties:"false"`
-	URL           *string  `json:"url,omitempty" minLength:"1" maxLength:"2048"`
-	Events        []string `json:"events,omitempty" nullable:"false" minItems:"1"`
-	Active        *bool    `json:"active,omitempty" doc:"An inactive webhook gets no events; what is queued for it waits"`
-	Secret        *string  `json:"secret,omitempty" doc:"Replaces the secret; the empty string removes all secrets"`
-	SecretOverlap *int64   `json:"secretOverlap,omitempty" minimum:"0" maximum:"31536000" doc:"For how many seconds the secrets before the new one go on signing as well, so that receivers can change over; 86400 if it isn't given"`
-	Description   *string  `json:"description,omitempty" maxLength:"1000"`
+	_             struct{}    `additionalProperties:"false"`
+	URL           *string     `json:"url,omitempty" minLength:"1" maxLength:"2048"`
+	Events        []string    `json:"events,omitempty" nullable:"false" minItems:"1"`
+	Active        *bool       `json:"active,omitempty" doc:"An inactive webhook gets no events; what is queued for it waits"`
+	Secret        *string     `json:"secret,omitempty" doc:"Replaces the secret; the empty string removes all secrets"`
+	SecretOverlap *int64      `json:"secretOverlap,omitempty" minimum:"0" maximum:"31536000" doc:"For how many seconds the secrets before the new one go on signing as well, so that receivers can change over; 86400 if it isn't given"`
+	Description   *string     `json:"description,omitempty" maxLength:"1000"`
+	TLS           *newTLSJSON `json:"tls,omitempty" doc:"Replaces all of the settings for TLS; {} removes them. Without a key, the one that is there stays if its certificate does"`
 }
 
 // maxSecretOverlap is a year, in seconds.
@@ -162,9 +192,13 @@ func (s *server) createWebhook(ctx context.Context, in *createWebhookInput) (*ou
 	} else if secret != "" {
 		_, shown, _ = issue(secret, "") // one that is malformed is refused below
 	}
-	w, err := s.dispatcher.CreateWebhook(ctx, posthorn.NewWebhook{
+	n := posthorn.NewWebhook{
 		RepoID: in.RepoID, URL: in.body.URL, Events: in.body.Events, Secret: secret, Description: in.body.Description,
-	})
+	}
+	if in.body.TLS != nil {
+		n.TLS = *in.body.TLS.settings()
+	}
+	w, err := s.dispatcher.CreateWebhook(ctx, n)
 	if err != nil {
 		return nil, err
 	}
@@ -197,7 +231,7 @@ func (s *server) getWebhook(ctx context.Context, in *webhookInput) (*output[webh
 func (s *server) updateWebhook(ctx context.Context, in *updateWebhookInput) (*output[webhookJSON], error) {
 	patch := posthorn.WebhookPatch{
 		URL: in.body.URL, Events: in.body.Events, Active: in.body.Active,
-		Secret: in.body.Secret, Description: in.body.Description,
+		Secret: in.body.Secret, Description: in.body.Description, TLS: in.body.TLS.settings(),
 	}
 	if in.body.SecretOverlap != nil {
 		overlap, err := overlapOf("secretOverlap", in.body.SecretOverlap)

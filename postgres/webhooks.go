@@ -11,20 +11,20 @@ import (
 	"github.com/musehub/posthorn"
 )
 
-const webhookColumns = "seq, id, repo_id, url, events, active, description, secrets, created_at, updated_at"
+const webhookColumns = "seq, id, repo_id, url, events, active, description, secrets, options, created_at, updated_at"
 
 // CreateWebhooks implements [posthorn.Store]. [posthorn.CodeInvalid] for a text with a NUL character, which PostgreSQL has no
 // place for.
 func (s *Store) CreateWebhooks(ctx context.Context, webhooks ...*posthorn.Webhook) error {
-	var ids, repos, urls, events, descriptions, secrets []string
+	var ids, repos, urls, events, descriptions, secrets, options []string
 	var active []bool
 	var created, updated []time.Time
 	for _, w := range webhooks {
-		e, s, err := webhookJSON(w)
+		e, s, o, err := webhookJSON(w)
 		if err != nil {
 			return err
 		}
-		events, secrets = append(events, e), append(secrets, s)
+		events, secrets, options = append(events, e), append(secrets, s), append(options, o)
 		ids, repos, urls = append(ids, w.ID), append(repos, w.RepoID), append(urls, w.URL)
 		active, descriptions = append(active, w.Active), append(descriptions, w.Description)
 		created, updated = append(created, micros(w.CreatedAt)), append(updated, micros(w.UpdatedAt))
@@ -34,13 +34,13 @@ func (s *Store) CreateWebhooks(ctx context.Context, webhooks ...*posthorn.Webhoo
 		var stored []string
 		seqs = make([]int64, 0, len(webhooks))
 		err := t.run(ctx, func(b *batch) {
-			b.queue(`INSERT INTO posthorn.webhooks (id, repo_id, url, events, active, description, secrets, created_at, updated_at)
-				SELECT id, repo_id, url, events, active, description, secrets, created_at, updated_at
-				FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::boolean[], $6::text[], $7::text[],
-					$8::timestamptz[], $9::timestamptz[])
-					WITH ORDINALITY AS w (id, repo_id, url, events, active, description, secrets, created_at, updated_at, n)
+			b.queue(`INSERT INTO posthorn.webhooks (id, repo_id, url, events, active, description, secrets, options, created_at, updated_at)
+				SELECT id, repo_id, url, events, active, description, secrets, options, created_at, updated_at
+				FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::boolean[], $6::text[], $7::text[], $8::text[],
+					$9::timestamptz[], $10::timestamptz[])
+					WITH ORDINALITY AS w (id, repo_id, url, events, active, description, secrets, options, created_at, updated_at, n)
 				ORDER BY n ON CONFLICT (id) DO NOTHING RETURNING seq, id`,
-				ids, repos, urls, events, active, descriptions, secrets, created, updated,
+				ids, repos, urls, events, active, descriptions, secrets, options, created, updated,
 			).Query(func(rows pgx.Rows) error {
 				var seq int64
 				var id string
@@ -87,13 +87,13 @@ func (s *Store) UpdateWebhook(ctx context.Context, repoID, id string, change fun
 			return posthorn.Errorf(posthorn.CodeInvalid, "%w", changeErr) // takes the transaction back
 		}
 		w.Seq, w.ID, w.RepoID, w.CreatedAt = before.Seq, before.ID, before.RepoID, before.CreatedAt
-		events, secrets, err := webhookJSON(&w)
+		events, secrets, options, err := webhookJSON(&w)
 		if err != nil {
 			return err
 		}
 		err = t.run(ctx, func(b *batch) {
-			b.queue(`UPDATE posthorn.webhooks SET url = $1, events = $2, active = $3, description = $4, secrets = $5, updated_at = $6
-				WHERE seq = $7`, w.URL, events, w.Active, w.Description, secrets, micros(w.UpdatedAt), w.Seq)
+			b.queue(`UPDATE posthorn.webhooks SET url = $1, events = $2, active = $3, description = $4, secrets = $5, options = $6,
+				updated_at = $7 WHERE seq = $8`, w.URL, events, w.Active, w.Description, secrets, options, micros(w.UpdatedAt), w.Seq)
 			selectWebhook(b, repoID, id, "", &w) // as it will be read from now on
 		})
 		if err != nil {
@@ -202,8 +202,8 @@ func found(err, missing error) error {
 }
 
 func scanWebhook(row pgx.Row) (w posthorn.Webhook, err error) {
-	var events, secrets []byte
-	err = row.Scan(&w.Seq, &w.ID, &w.RepoID, &w.URL, &events, &w.Active, &w.Description, &secrets, &w.CreatedAt, &w.UpdatedAt)
+	var events, secrets, options []byte
+	err = row.Scan(&w.Seq, &w.ID, &w.RepoID, &w.URL, &events, &w.Active, &w.Description, &secrets, &options, &w.CreatedAt, &w.UpdatedAt)
 	if err != nil {
 		return w, err
 	}
@@ -214,13 +214,16 @@ func scanWebhook(row pgx.Row) (w posthorn.Webhook, err error) {
 	if err := json.Unmarshal(secrets, &w.Secrets); err != nil {
 		return w, fmt.Errorf("the secrets of webhook %s: %w", w.ID, err)
 	}
+	if err := json.Unmarshal(options, &w.Options); err != nil {
+		return w, fmt.Errorf("the options of webhook %s: %w", w.ID, err)
+	}
 	return w, nil
 }
 
-func webhookJSON(w *posthorn.Webhook) (events, secrets string, err error) {
+func webhookJSON(w *posthorn.Webhook) (events, secrets, options string, err error) {
 	e, err := json.Marshal(w.Events)
 	if err != nil {
-		return "", "", posthorn.Errorf(posthorn.CodeInternal, "the events of webhook %s: %w", w.ID, err)
+		return "", "", "", posthorn.Errorf(posthorn.CodeInternal, "the events of webhook %s: %w", w.ID, err)
 	}
 	stored := slices.Clone(w.Secrets)
 	for i := range stored {
@@ -229,7 +232,11 @@ func webhookJSON(w *posthorn.Webhook) (events, secrets string, err error) {
 	}
 	s, err := json.Marshal(stored)
 	if err != nil {
-		return "", "", posthorn.Errorf(posthorn.CodeInternal, "the secrets of webhook %s: %w", w.ID, err)
+		return "", "", "", posthorn.Errorf(posthorn.CodeInternal, "the secrets of webhook %s: %w", w.ID, err)
 	}
-	return string(e), string(s), nil
+	o, err := json.Marshal(w.Options)
+	if err != nil {
+		return "", "", "", posthorn.Errorf(posthorn.CodeInternal, "the options of webhook %s: %w", w.ID, err)
+	}
+	return string(e), string(s), string(o), nil
 }

@@ -11,27 +11,28 @@ import (
 	"zombiezen.com/go/sqlite"
 )
 
-const webhookColumns = "seq, id, repo_id, url, events, active, description, secrets, created_at, updated_at"
+const webhookColumns = "seq, id, repo_id, url, events, active, description, secrets, options, created_at, updated_at"
 
 // CreateWebhooks implements [posthorn.Store].
 func (s *Store) CreateWebhooks(ctx context.Context, webhooks ...*posthorn.Webhook) error {
 	type row struct {
-		events, secrets string
-		seq             int64
+		events, secrets, options string
+		seq                      int64
 	}
 	rows := make([]row, len(webhooks))
 	for i, w := range webhooks {
+		r := &rows[i]
 		var err error
-		if rows[i].events, rows[i].secrets, err = webhookJSON(w); err != nil {
+		if r.events, r.secrets, r.options, err = webhookJSON(w); err != nil {
 			return err
 		}
 	}
 	err := s.write(ctx, func(c *sqlite.Conn) error {
 		for i, w := range webhooks {
 			r := &rows[i]
-			err := exec(c, `INSERT INTO posthorn_webhooks (id, repo_id, url, events, active, description, secrets, created_at, updated_at)
-				VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-				w.ID, w.RepoID, w.URL, r.events, w.Active, w.Description, r.secrets, w.CreatedAt, w.UpdatedAt)
+			err := exec(c, `INSERT INTO posthorn_webhooks (id, repo_id, url, events, active, description, secrets, options, created_at, updated_at)
+				VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+				w.ID, w.RepoID, w.URL, r.events, w.Active, w.Description, r.secrets, r.options, w.CreatedAt, w.UpdatedAt)
 			if resultCode(err) == sqlite.ResultConstraintUnique {
 				return posthorn.Errorf(posthorn.CodeConflict, "there is a webhook %s already", w.ID)
 			}
@@ -74,12 +75,12 @@ func (s *Store) UpdateWebhook(ctx context.Context, repoID, id string, change fun
 			return posthorn.Errorf(posthorn.CodeInvalid, "%w", changeErr) // takes the transaction back
 		}
 		w.Seq, w.ID, w.RepoID, w.CreatedAt = before.Seq, before.ID, before.RepoID, before.CreatedAt
-		events, secrets, err := webhookJSON(&w)
+		events, secrets, options, err := webhookJSON(&w)
 		if err != nil {
 			return err
 		}
-		err = exec(c, "UPDATE posthorn_webhooks SET url = ?, events = ?, active = ?, description = ?, secrets = ?, updated_at = ? WHERE seq = ?",
-			w.URL, events, w.Active, w.Description, secrets, w.UpdatedAt, w.Seq)
+		err = exec(c, `UPDATE posthorn_webhooks SET url = ?, events = ?, active = ?, description = ?, secrets = ?, options = ?, updated_at = ?
+			WHERE seq = ?`, w.URL, events, w.Active, w.Description, secrets, options, w.UpdatedAt, w.Seq)
 		if err != nil {
 			return err
 		}
@@ -181,8 +182,8 @@ func scanWebhook(st *sqlite.Stmt) (posthorn.Webhook, error) {
 		URL:         st.ColumnText(3),
 		Active:      st.ColumnBool(5),
 		Description: st.ColumnText(6),
-		CreatedAt:   timeOf(st.ColumnInt64(8)),
-		UpdatedAt:   timeOf(st.ColumnInt64(9)),
+		CreatedAt:   timeOf(st.ColumnInt64(9)),
+		UpdatedAt:   timeOf(st.ColumnInt64(10)),
 	}
 	if err := json.Unmarshal(bytesOf(st, 4), &w.Events); err != nil {
 		return w, fmt.Errorf("the events of webhook %s: %w", w.ID, err)
@@ -190,13 +191,16 @@ func scanWebhook(st *sqlite.Stmt) (posthorn.Webhook, error) {
 	if err := json.Unmarshal(bytesOf(st, 7), &w.Secrets); err != nil {
 		return w, fmt.Errorf("the secrets of webhook %s: %w", w.ID, err)
 	}
+	if err := json.Unmarshal(bytesOf(st, 8), &w.Options); err != nil {
+		return w, fmt.Errorf("the options of webhook %s: %w", w.ID, err)
+	}
 	return w, nil
 }
 
-func webhookJSON(w *posthorn.Webhook) (events, secrets string, err error) {
+func webhookJSON(w *posthorn.Webhook) (events, secrets, options string, err error) {
 	e, err := json.Marshal(w.Events)
 	if err != nil {
-		return "", "", posthorn.Errorf(posthorn.CodeInternal, "the events of webhook %s: %w", w.ID, err)
+		return "", "", "", posthorn.Errorf(posthorn.CodeInternal, "the events of webhook %s: %w", w.ID, err)
 	}
 	stored := slices.Clone(w.Secrets)
 	for i := range stored {
@@ -205,9 +209,13 @@ func webhookJSON(w *posthorn.Webhook) (events, secrets string, err error) {
 	}
 	s, err := json.Marshal(stored)
 	if err != nil {
-		return "", "", posthorn.Errorf(posthorn.CodeInternal, "the secrets of webhook %s: %w", w.ID, err)
+		return "", "", "", posthorn.Errorf(posthorn.CodeInternal, "the secrets of webhook %s: %w", w.ID, err)
 	}
-	return string(e), string(s), nil
+	o, err := json.Marshal(w.Options)
+	if err != nil {
+		return "", "", "", posthorn.Errorf(posthorn.CodeInternal, "the options of webhook %s: %w", w.ID, err)
+	}
+	return string(e), string(s), string(o), nil
 }
 
 // keptChanges is how many changes are kept. Who is behind by more hears that any webhook may have changed.

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 
 	"github.com/musehub/posthorn"
@@ -18,12 +21,18 @@ type egress struct {
 	TLSMinVersion string `group:"deliveries" name:"tls-min-version" default:"1.2" enum:"1.2,1.3" placeholder:"VERSION" help:"Least version of TLS with receivers: 1.2 or 1.3 (default ${default})."`
 	TLSClientCert string `group:"deliveries" name:"tls-client-cert" placeholder:"FILE" help:"Certificate in PEM, with those between it and its root, for receivers that ask for one."`
 	TLSClientKey  string `group:"deliveries" name:"tls-client-key" placeholder:"FILE" help:"The key of that certificate in PEM."`
+	DNSServer     string `group:"deliveries" name:"dns-server" placeholder:"IP:PORT" help:"DNS server that looks up the hosts of webhooks, for example one that knows no internal names (default: those of the system)."`
 	EgressProxy   string `group:"deliveries" placeholder:"URL" help:"Proxy that all deliveries go through: http://, https:// or socks5://HOST:PORT. Targets are judged here all the same. With a password, better given as POSTHORN_EGRESS_PROXY."`
 }
 
 func (e *egress) check() error {
 	if (e.TLSClientCert == "") != (e.TLSClientKey == "") {
 		return errors.New("--tls-client-cert and --tls-client-key go together")
+	}
+	if e.DNSServer != "" {
+		if server, err := netip.ParseAddrPort(e.DNSServer); err != nil || server.Port() == 0 {
+			return fmt.Errorf("--dns-server %q is not an address with a port such as 9.9.9.9:53", e.DNSServer)
+		}
 	}
 	if e.EgressProxy != "" {
 		if _, err := sender.ParseProxy(e.EgressProxy); err != nil {
@@ -36,6 +45,11 @@ func (e *egress) check() error {
 // apply reads the files and puts everything into a configuration.
 func (e *egress) apply(cfg *posthorn.Config) error {
 	cfg.HTTPSOnly, cfg.EgressProxy = e.HTTPSOnly, e.EgressProxy
+	if e.DNSServer != "" {
+		cfg.Resolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, e.DNSServer)
+		}}
+	}
 	if e.TLSMinVersion == "1.3" {
 		cfg.MinTLSVersion = tls.VersionTLS13
 	}

@@ -28,7 +28,13 @@ type jwtFlags struct {
 
 // authorizer returns what tells who has a JWT, or nil if no flag says so.
 func (f *jwtFlags) authorizer() (httpapi.Authorizer, error) {
-	if f.JWTSecret == "" && f.JWKSURL == "" && f.JWKSFile == "" {
+	keys := f.JWKSURL != "" || f.JWKSFile != ""
+	switch {
+	case !keys && (f.JWTIssuer != "" || f.JWTAudience != ""):
+		return nil, errors.New("--jwt-issuer and --jwt-audience go with --jwks-url or --jwks-file")
+	case !keys && f.JWTSecret == "" && (len(f.JWTDefaultRepos) > 0 || len(f.JWTDefaultScopes) > 0):
+		return nil, errors.New("--jwt-default-repos and --jwt-default-scopes go with --jwt-secret, --jwks-url or --jwks-file")
+	case !keys && f.JWTSecret == "":
 		return nil, nil
 	}
 	verifier, err := jwtauth.New(jwtauth.Config{

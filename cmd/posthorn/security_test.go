@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/musehub/posthorn/internal/certtest"
 )
 
 // Each claim of SECURITY.md names tests, which are there.
@@ -40,19 +42,25 @@ func TestSecurityClaims(t *testing.T) {
 	}
 }
 
-// Neither a token nor a signing secret is in any file of the data folder, or in the log.
+// runClient runs a command of the binary against a server and returns what it prints.
+func runClient(t *testing.T, s *server, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "posthorn", args...)
+	cmd.Env = append(os.Environ(), "POSTHORN_SERVER="+s.url, "POSTHORN_TOKEN="+s.token)
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("posthorn %s: %v", strings.Join(args, " "), err)
+	}
+	return string(out)
+}
+
+// Neither a token nor a secret or key is in any file of the data folder, or in the log.
 func TestTokenAtRest(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, "--log-level", "debug")
 	run := func(args ...string) string {
 		t.Helper()
-		cmd := exec.CommandContext(t.Context(), "posthorn", args...)
-		cmd.Env = append(os.Environ(), "POSTHORN_SERVER="+s.url, "POSTHORN_TOKEN="+s.token)
-		out, err := cmd.Output()
-		if err != nil {
-			t.Fatalf("posthorn %s: %v", strings.Join(args, " "), err)
-		}
-		return string(out)
+		return runClient(t, s, args...)
 	}
 	secrets := map[string]string{"the admin token": s.token}
 	take := func(what, output, pattern string) {
@@ -68,6 +76,10 @@ func TestTokenAtRest(t *testing.T) {
 	hooks := run("webhooks", "list", "--repo", "r1", "--json")
 	hook := regexp.MustCompile(`"webhookId":"([^"]+)"`).FindStringSubmatch(hooks)[1]
 	take("its successor", run("secrets", "rotate", "--repo", "r1", hook), `whsec_\S+`)
+	cert, key := certtest.New(t).Client()
+	secrets["the key of a client certificate"] = strings.Split(key, "\n")[1]
+	paths := files(t, cert, key)
+	run("webhooks", "create", "--repo", "r1", "--url", "https://example.com/", "--event", "push", "--tls-client-cert", paths[0], "--tls-client-key", paths[1])
 	look := func(least int) {
 		t.Helper()
 		files := 0

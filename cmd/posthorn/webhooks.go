@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,7 @@ type webhook struct {
 	HasSecret   bool      `json:"hasSecret"`
 	CreatedAt   time.Time `json:"createdAt"`
 	UpdatedAt   time.Time `json:"updatedAt"`
+	TLS         struct{ MinVersion, RootCAs, Certificate string }
 }
 
 func (w webhook) show() error {
@@ -44,6 +46,9 @@ func (w webhook) show() error {
 		field{"active", yesNo(w.Active)},
 		field{"signed", yesNo(w.HasSecret)},
 		field{"description", w.Description},
+		field{"least TLS", w.TLS.MinVersion},
+		field{"authorities", subjects(w.TLS.RootCAs)},
+		field{"shows certificate", subjects(w.TLS.Certificate)},
 		field{"created", timestamp(w.CreatedAt)},
 		field{"updated", timestamp(w.UpdatedAt)},
 	)
@@ -70,6 +75,7 @@ type createWebhookCmd struct {
 	GenerateSecret bool     `xor:"secret" env:"-" help:"Make a good secret and print it, this once."`
 	GenerateKey    bool     `xor:"secret" env:"-" help:"Make an Ed25519 key and print its public part: the receiver can verify and not sign."`
 	Description    string   `env:"-" placeholder:"TEXT" help:"What the webhook is for."`
+	webhookTLS
 }
 
 // Help is what --help shows below the summary.
@@ -91,7 +97,12 @@ func (c *createWebhookCmd) Run() error {
 		Secret      string   `json:"secret,omitempty"`
 		Generate    string   `json:"generateSecret,omitempty"`
 		Description string   `json:"description,omitempty"`
-	}{c.URL, c.Event, c.Secret, "", c.Description}
+		TLS         tlsBody  `json:"tls,omitempty"`
+	}{URL: c.URL, Events: c.Event, Secret: c.Secret, Description: c.Description}
+	var err error
+	if body.TLS, err = c.webhookTLS.body(); err != nil {
+		return err
+	}
 	switch {
 	case c.GenerateSecret:
 		body.Generate = "hmac"
@@ -149,11 +160,14 @@ type updateWebhookCmd struct {
 	Secret        *string        `env:"POSTHORN_NEW_SECRET" placeholder:"SECRET" help:"Secret that signs the deliveries from now on. The empty string: sign no more."`
 	SecretOverlap *time.Duration `env:"-" placeholder:"DURATION" help:"How long the former secret goes on signing beside the new one (default 24h)."`
 	Description   *string        `env:"-" placeholder:"TEXT" help:"What the webhook is for."`
+	webhookTLS
+	NoTLS bool `name:"no-tls" env:"-" help:"Connect as to all others: remove what the webhook has of its own for TLS."`
 }
 
 // Help is what --help shows below the summary.
 func (*updateWebhookCmd) Help() string {
-	return `What isn't given stays as it is.
+	return `What isn't given stays as it is, but the flags for TLS replace all that there was for it. The key can be left out if
+the certificate is the same.
 
     posthorn webhooks update --repo r1 WEBHOOK --deactivate
     posthorn webhooks update --repo r1 WEBHOOK --event push --event release
@@ -163,8 +177,19 @@ While both secrets sign, receivers can change from the one to the other without 
 }
 
 // body is the patch, with the fields that were given.
-func (c *updateWebhookCmd) body() map[string]any {
+func (c *updateWebhookCmd) body() (map[string]any, error) {
 	body := map[string]any{}
+	settings, err := c.webhookTLS.body()
+	switch {
+	case err != nil:
+		return nil, err
+	case c.NoTLS && settings != nil:
+		return nil, errors.New("--no-tls does not go with other flags for TLS")
+	case c.NoTLS:
+		body["tls"] = tlsBody{}
+	case settings != nil:
+		body["tls"] = settings
+	}
 	if c.URL != nil {
 		body["url"] = *c.URL
 	}
@@ -183,13 +208,13 @@ func (c *updateWebhookCmd) body() map[string]any {
 	if c.Description != nil {
 		body["description"] = *c.Description
 	}
-	return body
+	return body, nil
 }
 
 // Validate refuses a command that would change nothing.
 func (c *updateWebhookCmd) Validate() error {
-	if len(c.body()) == 0 {
-		return errors.New("nothing to change was given")
+	if body, err := c.body(); err != nil || len(body) == 0 {
+		return cmp.Or(err, errors.New("nothing to change was given"))
 	}
 	if c.SecretOverlap != nil && c.Secret == nil {
 		return errors.New("--secret-overlap goes with --secret")
@@ -199,7 +224,11 @@ func (c *updateWebhookCmd) Validate() error {
 
 // Run changes the webhook.
 func (c *updateWebhookCmd) Run() error {
-	return perform(c.connection, request{method: http.MethodPatch, path: c.path("webhooks", c.Webhook), body: c.body()}, webhook.show)
+	body, err := c.body()
+	if err != nil {
+		return err
+	}
+	return perform(c.connection, request{method: http.MethodPatch, path: c.path("webhooks", c.Webhook), body: body}, webhook.show)
 }
 
 type deleteWebhookCmd struct {

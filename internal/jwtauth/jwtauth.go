@@ -22,6 +22,8 @@ const (
 	// minSecret is how many bytes a secret has at least (RFC 7518, section 3.2).
 	minSecret = 32
 	maxToken  = 8 << 10
+	// maxSubject is how many bytes the claim "sub" may have, which is in the audit log.
+	maxSubject = 255
 )
 
 // Config says whose tokens are good, and what for. Secret or one of JWKSURL and JWKSFile is needed.
@@ -163,8 +165,8 @@ func reason(err error) error {
 func (v *Verifier) claims(token jwt.Token) (Claims, error) {
 	var c Claims
 	c.Subject, _ = token.Subject()
-	if c.Subject == "" {
-		return Claims{}, errors.New(`the token's claim "sub" is empty`)
+	if c.Subject == "" || len(c.Subject) > maxSubject {
+		return Claims{}, fmt.Errorf(`the token's claim "sub" is empty or has more than %d bytes`, maxSubject)
 	}
 	repos, scopes := v.cfg.DefaultRepos, v.cfg.DefaultScopes
 	var err error

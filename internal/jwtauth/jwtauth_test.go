@@ -14,12 +14,14 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"io"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -234,6 +236,7 @@ func TestVerifyRefuses(t *testing.T) {
 		"HS256 without sub":        sign(hsHeader, with(hsClaims, "sub", nil), mine),
 		"HS256, expired":           sign(hsHeader, with(hsClaims, "exp", now.Unix()-31), mine),
 		"an empty sub":             sign(hsHeader, with(hsClaims, "sub", ""), mine),
+		"a long sub":               sign(hsHeader, with(hsClaims, "sub", strings.Repeat("x", maxSubject+1)), mine),
 		"RS256 without exp":        sign(rsHeader, with(claims, "exp", nil), rs256),
 		"exp as a text":            sign(rsHeader, with(claims, "exp", "never"), rs256),
 		"expired":                  sign(rsHeader, with(claims, "exp", now.Unix()-31), rs256),
@@ -371,6 +374,53 @@ func TestKeysOfAURL(t *testing.T) {
 	set.Store(keySet(rsaJWK(&rsaKey.PublicKey, "rsa")))
 	clock = clock.Add(fetchEvery)
 	try("a key that was withdrawn", "ed", eddsa, "EdDSA", false, false, 1)
+}
+
+// An issuer that hangs delays nobody whose key is known, but for the one who finds that it is time to ask again.
+func TestHangingIssuer(t *testing.T) {
+	var hangs atomic.Bool
+	asked, answer := make(chan struct{}), make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if hangs.Load() {
+			asked <- struct{}{}
+			<-answer
+		}
+		_, _ = io.WriteString(w, keySet(edJWK("ed")))
+	}))
+	t.Cleanup(server.Close)
+	var clock atomic.Int64 // seconds
+	v := verifier(t, func(c *Config) {
+		c.JWKSFile, c.JWKSURL, c.Leeway = "", server.URL, 24*time.Hour
+		c.now = func() time.Time { return now.Add(time.Duration(clock.Load()) * time.Second) }
+	})
+	verify := func(kid string) error {
+		_, err := v.Verify(t.Context(), sign(object{"alg": "EdDSA", "kid": kid}, claims, eddsa))
+		return err
+	}
+	if err := verify("ed"); err != nil {
+		t.Fatal(err)
+	}
+	hangs.Store(true)
+	clock.Add(int64(keysFresh / time.Second))
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
+		if err := verify("ed"); err != nil {
+			t.Error(err)
+		}
+	})
+	<-asked
+	for range 3 {
+		if err := verify("ed"); err != nil {
+			t.Error(err)
+		}
+	}
+	waiting.Go(func() {
+		if err := verify("unknown"); err == nil {
+			t.Error("an unknown key is good")
+		}
+	})
+	close(answer)
+	waiting.Wait()
 }
 
 func TestKeysOfAFile(t *testing.T) {

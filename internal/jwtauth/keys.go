@@ -41,10 +41,12 @@ type keySource struct {
 	now       func() time.Time
 	client    *http.Client
 
-	mu      sync.Mutex // held while keys are read, so that all who need them wait for the same
+	reading sync.Mutex // held while keys are read, so that all who need them wait for the same
+	tried   time.Time  // when that was last begun
+
+	mu      sync.Mutex
 	keys    []publicKey
 	read    time.Time // when that was
-	tried   time.Time
 	changed time.Time // the file, when it was read
 }
 
@@ -79,42 +81,56 @@ func isLoopback(host string) bool {
 // key returns the key that a token says it was signed with. One without a key's ID is good if there is only one key that it can
 // have been.
 func (s *keySource) key(ctx context.Context, alg jwa.SignatureAlgorithm, id string) (any, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	key, found := s.find(alg, id)
-	if !found || s.stale() {
-		now := s.now()
-		if s.tried.IsZero() || now.Sub(s.tried) >= fetchEvery {
-			s.tried = now
-			if err := s.refresh(ctx); err != nil && len(s.keys) == 0 {
-				s.tried = time.Time{} // whoever comes next may try again at once: there is nothing yet
-				return nil, &UnavailableError{err}
-			}
-			key, found = s.find(alg, id)
-		} else if len(s.keys) == 0 {
-			return nil, &UnavailableError{errors.New("they were asked for a moment ago")}
+	key, found, stale := s.find(alg, id)
+	if found {
+		if !stale || !s.reading.TryLock() { // only one has to wait for an issuer that hangs, when the key is known
+			return key, nil
 		}
+	} else {
+		s.reading.Lock()
 	}
-	if !found {
+	defer s.reading.Unlock()
+	now := s.now()
+	if s.tried.IsZero() || now.Sub(s.tried) >= fetchEvery {
+		s.tried = now
+		if err := s.refresh(ctx); err != nil && !s.any() {
+			s.tried = time.Time{} // whoever comes next may try again at once: there is nothing yet
+			return nil, &UnavailableError{err}
+		}
+	} else if !s.any() {
+		return nil, &UnavailableError{errors.New("they were asked for a moment ago")}
+	}
+	if key, found, _ = s.find(alg, id); !found {
 		return nil, fmt.Errorf("the token's key is none of the issuer's for %s", alg)
 	}
 	return key, nil
 }
 
-func (s *keySource) find(alg jwa.SignatureAlgorithm, id string) (key any, found bool) {
+// any reports whether there are keys.
+func (s *keySource) any() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.keys) > 0
+}
+
+// find looks for a key among those that there are, and reports whether they are to be read again.
+func (s *keySource) find(alg jwa.SignatureAlgorithm, id string) (key any, found, stale bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	stale = s.stale()
 	for _, k := range s.keys {
 		if k.alg != alg || id != "" && k.id != id {
 			continue
 		}
 		if found {
-			return nil, false // it could be either
+			return nil, false, stale // it could be either
 		}
 		key, found = k.key, true
 	}
-	return key, found
+	return key, found, stale
 }
 
-// stale reports whether the keys are to be read again.
+// stale reports whether the keys are to be read again. The caller holds mu.
 func (s *keySource) stale() bool {
 	if s.file != "" {
 		info, err := os.Stat(s.file)
@@ -132,6 +148,8 @@ func (s *keySource) refresh(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.keys, s.read, s.changed = keys, s.now(), changed
 	return nil
 }

@@ -1,85 +1,28 @@
 package sender
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
-	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/musehub/posthorn/internal/certtest"
 )
 
-// authority signs certificates.
+// authority signs the certificates of receivers.
 type authority struct {
-	t    *testing.T
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	PEM  string
+	*certtest.Authority
+	t *testing.T
 }
 
-func newAuthority(t *testing.T) *authority {
-	a := &authority{t: t}
-	cert, key := a.sign(&x509.Certificate{IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign})
-	pair, err := tls.X509KeyPair([]byte(cert), []byte(key))
-	if err != nil {
-		t.Fatal(err)
-	}
-	a.cert, a.key, a.PEM = pair.Leaf, pair.PrivateKey.(*ecdsa.PrivateKey), cert
-	return a
-}
-
-// sign returns a certificate, and its key, in PEM. The first one signs itself.
-func (a *authority) sign(template *x509.Certificate) (cert, keyPEM string) {
-	a.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	template.SerialNumber = big.NewInt(time.Now().UnixNano())
-	template.Subject = pkix.Name{CommonName: fmt.Sprint("test ", template.SerialNumber)}
-	template.NotBefore = time.Now().Add(-48 * time.Hour)
-	if template.NotAfter.IsZero() {
-		template.NotAfter = time.Now().Add(time.Hour)
-	}
-	parent, signer := a.cert, a.key
-	if parent == nil {
-		parent, signer = template, key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})),
-		string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}))
-}
-
-func (a *authority) server(names ...string) *x509.Certificate {
-	return &x509.Certificate{DNSNames: names, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
-}
-
-func (a *authority) client() (cert, key string) {
-	return a.sign(&x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
-}
+func newAuthority(t *testing.T) *authority { return &authority{certtest.New(t), t} }
 
 // receive starts a server with a certificate, to be changed by with.
 func (a *authority) receive(template *x509.Certificate, with func(*httptest.Server)) (server *httptest.Server, url string) {
-	cert, key := a.sign(template)
-	pair, err := tls.X509KeyPair([]byte(cert), []byte(key))
-	if err != nil {
-		a.t.Fatal(err)
-	}
 	server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		who := ""
 		if len(r.TLS.PeerCertificates) > 0 {
@@ -88,7 +31,7 @@ func (a *authority) receive(template *x509.Certificate, with func(*httptest.Serv
 		fmt.Fprintf(w, "%s %t %s", tls.VersionName(r.TLS.Version), r.TLS.DidResume, who)
 	}))
 	server.Config.ErrorLog = discard
-	server.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{a.Pair(template)}}
 	if with != nil {
 		with(server)
 	}
@@ -97,15 +40,9 @@ func (a *authority) receive(template *x509.Certificate, with func(*httptest.Serv
 	return server, "https://localhost:" + mustURL(server.URL).Port() + "/"
 }
 
-func (a *authority) pool() *x509.CertPool {
-	pool := x509.NewCertPool()
-	pool.AddCert(a.cert)
-	return pool
-}
-
 // trusting returns a Sender that trusts the authority.
 func (a *authority) trusting(cfg Config) *Sender {
-	cfg.AllowTargets, cfg.RootCAs = []Target{loopback, mustTarget("::1")}, a.pool()
+	cfg.AllowTargets, cfg.RootCAs = []Target{loopback, mustTarget("::1")}, a.Pool()
 	s, _ := newSender(a.t, cfg)
 	return s
 }
@@ -118,16 +55,16 @@ func postTLS(t *testing.T, s *Sender, url string, settings TLS) string {
 
 func TestCertificatesAreVerified(t *testing.T) {
 	a := newAuthority(t)
-	expired := a.server("localhost")
+	expired := certtest.Server("localhost")
 	expired.NotAfter = time.Now().Add(-time.Hour)
 	for _, row := range []struct {
 		name     string
 		template *x509.Certificate
 		want     string
 	}{
-		{"good", a.server("localhost"), "TLS 1.3 false "},
+		{"good", certtest.Server("localhost"), "TLS 1.3 false "},
 		{"expired", expired, "request error: TLS: the certificate is expired or not valid yet"},
-		{"of another host", a.server("other.test"), "request error: TLS: the certificate is for another host"},
+		{"of another host", certtest.Server("other.test"), "request error: TLS: the certificate is for another host"},
 		{"of a client", &x509.Certificate{DNSNames: []string{"localhost"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, "request error: TLS: x509: certificate specifies an incompatible key usage"},
 	} {
 		_, url := a.receive(row.template, nil)
@@ -135,7 +72,7 @@ func TestCertificatesAreVerified(t *testing.T) {
 			t.Errorf("%s: %q, want %q", row.name, got, row.want)
 		}
 	}
-	_, url := a.receive(a.server("localhost"), nil)
+	_, url := a.receive(certtest.Server("localhost"), nil)
 	if got := postTLS(t, newAuthority(t).trusting(Config{}), url, TLS{}); got != "request error: TLS: the certificate is signed by an unknown authority" {
 		t.Errorf("of another authority: %q", got)
 	}
@@ -144,8 +81,8 @@ func TestCertificatesAreVerified(t *testing.T) {
 // What a webhook has of its own: another authority, and with it not that of the node.
 func TestAuthorityOfOne(t *testing.T) {
 	node, own := newAuthority(t), newAuthority(t)
-	_, nodeURL := node.receive(node.server("localhost"), nil)
-	_, ownURL := own.receive(own.server("localhost"), nil)
+	_, nodeURL := node.receive(certtest.Server("localhost"), nil)
+	_, ownURL := own.receive(certtest.Server("localhost"), nil)
 	s := node.trusting(Config{})
 	const unknown = "request error: TLS: the certificate is signed by an unknown authority"
 	for range 2 { // also when there are connections to reuse
@@ -169,9 +106,9 @@ func TestAuthorityOfOne(t *testing.T) {
 
 func TestClientCertificates(t *testing.T) {
 	a := newAuthority(t)
-	cert, key := a.client()
-	own, ownKey := a.client()
-	strange, strangeKey := newAuthority(t).client()
+	cert, key := a.Client()
+	own, ownKey := a.Client()
+	strange, strangeKey := newAuthority(t).Client()
 	pair, err := tls.X509KeyPair([]byte(cert), []byte(key))
 	if err != nil {
 		t.Fatal(err)
@@ -179,8 +116,8 @@ func TestClientCertificates(t *testing.T) {
 	ownPair, _ := tls.X509KeyPair([]byte(own), []byte(ownKey))
 	name, ownName := pair.Leaf.Subject.CommonName, ownPair.Leaf.Subject.CommonName
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
-		_, url := a.receive(a.server("localhost"), func(s *httptest.Server) {
-			s.TLS.ClientAuth, s.TLS.ClientCAs, s.TLS.MaxVersion = tls.RequireAndVerifyClientCert, a.pool(), version
+		_, url := a.receive(certtest.Server("localhost"), func(s *httptest.Server) {
+			s.TLS.ClientAuth, s.TLS.ClientCAs, s.TLS.MaxVersion = tls.RequireAndVerifyClientCert, a.Pool(), version
 		})
 		without, with := a.trusting(Config{}), a.trusting(Config{Certificate: &pair})
 		for range 2 {
@@ -209,8 +146,8 @@ func TestClientCertificates(t *testing.T) {
 
 func TestLeastVersion(t *testing.T) {
 	a := newAuthority(t)
-	_, old := a.receive(a.server("localhost"), func(s *httptest.Server) { s.TLS.MinVersion, s.TLS.MaxVersion = tls.VersionTLS10, tls.VersionTLS11 })
-	_, usual := a.receive(a.server("localhost"), func(s *httptest.Server) { s.TLS.MaxVersion = tls.VersionTLS12 })
+	_, old := a.receive(certtest.Server("localhost"), func(s *httptest.Server) { s.TLS.MinVersion, s.TLS.MaxVersion = tls.VersionTLS10, tls.VersionTLS11 })
+	_, usual := a.receive(certtest.Server("localhost"), func(s *httptest.Server) { s.TLS.MaxVersion = tls.VersionTLS12 })
 	lax, strict := a.trusting(Config{}), a.trusting(Config{MinVersion: tls.VersionTLS13})
 	const refused = "request error: TLS: the receiver ends TLS with the alert: protocol version not supported"
 	for _, row := range []struct {
@@ -237,7 +174,7 @@ func TestLeastVersion(t *testing.T) {
 func TestSessionsAreResumed(t *testing.T) {
 	a := newAuthority(t)
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
-		server, url := a.receive(a.server("localhost"), func(s *httptest.Server) { s.TLS.MaxVersion = version })
+		server, url := a.receive(certtest.Server("localhost"), func(s *httptest.Server) { s.TLS.MaxVersion = version })
 		server.Config.SetKeepAlivesEnabled(false)
 		s := a.trusting(Config{})
 		for _, settings := range []TLS{{}, {RootCAs: a.PEM}} {
@@ -253,7 +190,7 @@ func TestSessionsAreResumed(t *testing.T) {
 
 func TestPoolsAreBounded(t *testing.T) {
 	a := newAuthority(t)
-	_, url := a.receive(a.server("localhost"), nil)
+	_, url := a.receive(certtest.Server("localhost"), nil)
 	s := a.trusting(Config{})
 	for i := range maxPools + 10 {
 		if got := postTLS(t, s, url, TLS{RootCAs: a.PEM + strings.Repeat("\n", i)}); !strings.HasPrefix(got, "TLS 1.3") {
@@ -267,7 +204,7 @@ func TestPoolsAreBounded(t *testing.T) {
 
 func TestHTTPSOnly(t *testing.T) {
 	a := newAuthority(t)
-	_, url := a.receive(a.server("localhost"), nil)
+	_, url := a.receive(certtest.Server("localhost"), nil)
 	s := a.trusting(Config{HTTPSOnly: true})
 	if _, err := s.CheckURL(url); err != nil {
 		t.Error(err)
@@ -290,8 +227,8 @@ func TestHTTPSOnly(t *testing.T) {
 
 func TestCheckTLS(t *testing.T) {
 	a := newAuthority(t)
-	cert, key := a.client()
-	_, otherKey := a.client()
+	cert, key := a.Client()
+	_, otherKey := a.Client()
 	for _, row := range []struct {
 		tls  TLS
 		want string

@@ -20,6 +20,9 @@ func testWebhook(s *suite) {
 			{ID: "s1", Kind: posthorn.SecretHMAC, Sealed: "old", CreatedAt: start, ExpiresAt: start.Add(time.Hour).In(time.FixedZone("there", 3600))},
 			{Sealed: "imported"},
 		},
+		Options: posthorn.Options{
+			TLS: posthorn.TLS{MinVersion: "1.3", RootCAs: "-----“\n", Certificate: "cert", Key: "never stored", SealedKey: "sealed"},
+		},
 		CreatedAt: start.Add(123 * time.Nanosecond), UpdatedAt: start.Add(time.Minute).Local(),
 	}
 	s.check(s.CreateWebhooks(s.Context(), &w))
@@ -28,6 +31,7 @@ func testWebhook(s *suite) {
 	}
 	want := w
 	want.CreatedAt, want.UpdatedAt = start, start.Add(time.Minute)
+	want.TLS.Key = ""
 	want.Secrets = []posthorn.Secret{
 		{ID: "s2", Kind: posthorn.SecretEd25519, Sealed: "new", CreatedAt: start.Add(time.Second)},
 		{ID: "s1", Kind: posthorn.SecretHMAC, Sealed: "old", CreatedAt: start, ExpiresAt: start.Add(time.Hour)},
@@ -101,6 +105,7 @@ func testWebhookUpdate(s *suite) {
 		s.equal("what change is given", *u, w)
 		u.Seq, u.ID, u.RepoID, u.CreatedAt = 77, "other", "other", later // none of which can change
 		u.URL, u.Events, u.Active, u.Description = "http://example.org", []string{"tag"}, false, "why"
+		u.TLS.RootCAs = "roots"
 		u.Secrets, u.UpdatedAt = []posthorn.Secret{{Sealed: "s"}}, later.Add(7*time.Nanosecond)
 		return nil
 	})
@@ -108,6 +113,7 @@ func testWebhookUpdate(s *suite) {
 	want := posthorn.Webhook{
 		Seq: w.Seq, ID: w.ID, RepoID: repo, URL: "http://example.org", Events: []string{"tag"}, Description: "why",
 		Secrets: []posthorn.Secret{{Sealed: "s"}}, CreatedAt: start, UpdatedAt: later,
+		Options: posthorn.Options{TLS: posthorn.TLS{RootCAs: "roots"}},
 	}
 	s.equal("what UpdateWebhook returns", got, want)
 	got, err = s.Webhook(s.Context(), repo, w.ID)

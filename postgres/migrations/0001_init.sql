@@ -20,6 +20,7 @@ CREATE TABLE webhooks (
     active      boolean     NOT NULL,
     description text        NOT NULL,
     secrets     text        NOT NULL, -- JSON array, newest first
+    options     text        NOT NULL, -- JSON object
     created_at  timestamptz NOT NULL,
     updated_at  timestamptz NOT NULL,
     deleted     boolean     NOT NULL DEFAULT false -- only here until what it left behind has been pruned

@@ -12,6 +12,7 @@ CREATE TABLE posthorn_webhooks (
     active      INTEGER NOT NULL,
     description TEXT    NOT NULL,
     secrets     TEXT    NOT NULL, -- JSON array, newest first
+    options     TEXT    NOT NULL, -- JSON object
     created_at  INTEGER NOT NULL,
     updated_at  INTEGER NOT NULL,
     deleted     INTEGER NOT NULL DEFAULT 0 -- 1: only here until what it left behind has been pruned
