@@ -382,10 +382,16 @@ func (d *Dispatcher) reseal(ctx context.Context) bool {
 		seen++
 		unreadableOnes += unreadable
 		if untidy {
+			began := time.Now()
 			if _, err := d.resealWebhook(ctx, w); err != nil && ErrorCode(err) != CodeNotFound { // deleted meanwhile
 				return err
 			}
 			done += left
+			select { // half of the time is left to what the store is for
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(time.Since(began)):
+			}
 		}
 		if done > 0 && time.Since(told) > complainEvery {
 			told = time.Now()

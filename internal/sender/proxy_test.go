@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -273,6 +274,25 @@ func TestProxyFails(t *testing.T) {
 			t.Errorf("%s: %s", scheme, o.Body)
 		}
 	}
+}
+
+// What is no proxy's URL is refused with an error that doesn't quote it, and what is one has a host and a port.
+func FuzzParseProxy(f *testing.F) {
+	for _, seed := range []string{"http://proxy.internal", "https://u:p@[::1]:8443/", "socks5://10.0.0.1:1080", "http://u:p@h:x", "socks5h://h", "http://h?q", "http://@:1"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, raw string) {
+		p, err := ParseProxy(raw)
+		if err != nil {
+			if _, password, ok := strings.Cut(raw, ":top-secret"); ok && strings.Contains(err.Error(), "top-secret") {
+				t.Errorf("%q: %v, %s", raw, err, password)
+			}
+			return
+		}
+		if _, err := parsePort(p.port); err != nil || p.host == "" || !slices.Contains([]string{"http", "https", "socks5"}, p.scheme) {
+			t.Errorf("%q became %+v", raw, p)
+		}
+	})
 }
 
 func TestParseProxy(t *testing.T) {

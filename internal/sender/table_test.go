@@ -3,6 +3,7 @@ package sender
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"net"
 	"net/http/httptrace"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/musehub/posthorn/internal/guardtest"
 )
@@ -237,6 +239,47 @@ func TestNAT64(t *testing.T) {
 			t.Errorf("ParseNAT64(%q) = %v", in, p)
 		}
 	}
+}
+
+// Whatever the prefix, an address under it is judged as the IPv4 address that was embedded (RFC 6052, section 2.2), and the metadata of
+// no cloud is reached through it.
+func FuzzNAT64(f *testing.F) {
+	for _, prefix := range []string{"64:ff9b::/96", "64:ff9b:1::/48", "2600:64::/32", "2600:64::/40", "2600:64::/56", "2600:64::/64", "::/96", "64:ff9b::/95", "1.2.3.4/32", "fe80::%lo/64"} {
+		f.Add(prefix, uint32(0x7f000001))
+		f.Add(prefix, uint32(0x08080808))
+	}
+	s, _ := newRecorder(f, Config{})
+	f.Fuzz(func(t *testing.T, text string, embedded uint32) {
+		prefix, err := ParseNAT64(text)
+		if err != nil {
+			if prefix.IsValid() || !utf8.ValidString(err.Error()) {
+				t.Errorf("%q: %v beside the error %v", text, prefix, err)
+			}
+			return
+		}
+		if again, err := ParseNAT64(prefix.String()); err != nil || again != prefix || prefix != prefix.Masked() {
+			t.Fatalf("%q became %v, %v, %v", text, prefix, again, err)
+		}
+		var v4 [4]byte
+		binary.BigEndian.PutUint32(v4[:], embedded)
+		v6, at := prefix.Addr().As16(), prefix.Bits()/8
+		for _, b := range v4 {
+			if at == 8 { // these bits are not used
+				at++
+			}
+			v6[at] = b
+			at++
+		}
+		ip := netip.AddrFrom4(v4)
+		s.nat64 = []netip.Prefix{prefix}
+		err = s.judge(netip.AddrPortFrom(netip.AddrFrom16(v6), 80))
+		if guardtest.IsRefused(ip) && err == nil {
+			t.Errorf("%v is reached under %v", ip, prefix)
+		}
+		if err != nil && s.judge(netip.AddrPortFrom(ip, 80)) == nil && !guardtest.IsRefused(netip.AddrFrom16(v6)) {
+			t.Errorf("%v under %v is not reached: %v", ip, prefix, err)
+		}
+	})
 }
 
 // Whatever the URL, and whatever its name resolves to: nothing is connected to that the table refuses.
