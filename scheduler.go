@@ -3,6 +3,8 @@ package posthorn
 import (
 	"sync"
 	"time"
+
+	"github.com/musehub/posthorn/internal/limit"
 )
 
 // scheduler decides which entry is attempted next. It holds in memory what the node has leased: a first-in-first-out
@@ -38,10 +40,10 @@ type scheduler struct {
 	mu     sync.Mutex
 	queues map[int64]*queue // by webhook: those with entries, requests in flight or something to remember
 	// Queues that have an entry and may start a request, in the order of their turns, by standing.
-	ready      [standings]ring
-	waiting    ring     // queues of proven webhooks that have requests in flight and must leave room for those that have none
-	last       standing // whose turn it was last
-	used       [standings]usage
+	ready      [limit.Standings]ring
+	waiting    ring           // queues of proven webhooks that have requests in flight and must leave room for those that have none
+	last       limit.Standing // whose turn it was last
+	used       [limit.Standings]usage
 	unrecorded int  // deliveries that are not committed yet
 	starved    bool // something had to wait for lack of bytes
 	claims     []*queue
@@ -75,9 +77,9 @@ type queue struct {
 	byHand    []*Entry // asked for by hand: these go first
 	automatic []*Entry
 	used      usage
-	limit     limit // of requests in flight
-	failures  int   // in a row
-	standing  standing
+	limit     limit.Limit // of requests in flight
+	failures  int         // in a row
+	standing  limit.Standing
 	listed    bool // it is in ready
 	waiting   bool // it is in the scheduler's waiting; it may be in ready, too
 	paused    bool // it failed a moment ago
@@ -104,7 +106,7 @@ func cost(payload int) int { return payload + entryBytes }
 func (s *scheduler) queue(webhook int64) *queue {
 	q := s.queues[webhook]
 	if q == nil {
-		q = &queue{seq: webhook, limit: newLimit(s.limits.perWebhook), standing: unknown}
+		q = &queue{seq: webhook, limit: limit.New(s.limits.perWebhook), standing: limit.Unknown}
 		s.queues[webhook] = q
 	}
 	return q
@@ -134,7 +136,7 @@ func (s *scheduler) fits(q *queue, trigger Trigger, bytes int) bool {
 		return false
 	}
 	if trigger != TriggerAutomatic { // it goes before what is queued, so it need not wait for that to be claimed
-		return len(q.byHand)+q.reserved < s.limits.queued && mayUse(proven, s.limits.bytes, s.bytes(), bytes)
+		return len(q.byHand)+q.reserved < s.limits.queued && limit.MayUse(limit.Proven, s.limits.bytes, s.bytes(), bytes)
 	}
 	return !q.spilled && q.spilling == 0 && s.room(q) > 0 && s.hasBytes(q, bytes)
 }
@@ -222,7 +224,7 @@ func (s *scheduler) room(q *queue) int {
 }
 
 func (s *scheduler) capacity(q *queue) int {
-	if q.standing == failing {
+	if q.standing == limit.Failing {
 		return min(s.limits.queued, probeQueue)
 	}
 	return s.limits.queued
@@ -231,25 +233,25 @@ func (s *scheduler) capacity(q *queue) int {
 // hasBytes reports whether a queue may take up so many bytes more: within what its standing may use, and alone no more
 // than a quarter of all.
 func (s *scheduler) hasBytes(q *queue, n int) bool {
-	ok := mayUse(q.standing, s.limits.bytes, s.bytes(), n) && (q.used.bytes == 0 || q.used.bytes+n <= s.limits.bytes/4)
+	ok := limit.MayUse(q.standing, s.limits.bytes, s.bytes(), n) && (q.used.bytes == 0 || q.used.bytes+n <= s.limits.bytes/4)
 	if !ok {
 		s.starved = true
 	}
 	return ok
 }
 
-func (s *scheduler) bytes() [standings]int {
-	return [standings]int{s.used[proven].bytes, s.used[unknown].bytes, s.used[failing].bytes}
+func (s *scheduler) bytes() [limit.Standings]int {
+	return [limit.Standings]int{s.used[limit.Proven].bytes, s.used[limit.Unknown].bytes, s.used[limit.Failing].bytes}
 }
 
-func (s *scheduler) inFlight() [standings]int {
-	return [standings]int{s.used[proven].inFlight, s.used[unknown].inFlight, s.used[failing].inFlight}
+func (s *scheduler) inFlight() [limit.Standings]int {
+	return [limit.Standings]int{s.used[limit.Proven].inFlight, s.used[limit.Unknown].inFlight, s.used[limit.Failing].inFlight}
 }
 
 func (s *scheduler) addBytes(q *queue, n int) {
 	q.used.bytes += n
 	s.used[q.standing].bytes += n
-	if s.starved && n < 0 && mayUse(failing, s.limits.bytes/2, s.bytes(), 0) {
+	if s.starved && n < 0 && limit.MayUse(limit.Failing, s.limits.bytes/2, s.bytes(), 0) {
 		s.starved = false
 		s.wake()
 	}
@@ -260,7 +262,7 @@ func (s *scheduler) addInFlight(q *queue, n int) {
 	s.used[q.standing].inFlight += n
 }
 
-func (s *scheduler) setStanding(q *queue, st standing) {
+func (s *scheduler) setStanding(q *queue, st limit.Standing) {
 	s.used[q.standing].inFlight -= q.used.inFlight
 	s.used[q.standing].bytes -= q.used.bytes
 	q.standing = st
@@ -270,7 +272,7 @@ func (s *scheduler) setStanding(q *queue, st standing) {
 
 // list gives a queue a turn if it can use one.
 func (s *scheduler) list(q *queue) {
-	if q.listed || q.paused || len(q.byHand)+len(q.automatic) == 0 || q.limit.reached(q.used.inFlight) {
+	if q.listed || q.paused || len(q.byHand)+len(q.automatic) == 0 || q.limit.Reached(q.used.inFlight) {
 		return
 	}
 	q.listed = true
@@ -279,8 +281,8 @@ func (s *scheduler) list(q *queue) {
 
 // shared is how many more requests may start now to proven webhooks that have some in flight.
 func (s *scheduler) shared() int {
-	others := s.used[unknown].inFlight + s.used[failing].inFlight
-	return min((s.limits.inFlight-others)*3/4-s.used[proven].inFlight, s.limits.fewUnrecorded()-s.unrecorded)
+	others := s.used[limit.Unknown].inFlight + s.used[limit.Failing].inFlight
+	return min((s.limits.inFlight-others)*3/4-s.used[limit.Proven].inFlight, s.limits.fewUnrecorded()-s.unrecorded)
 }
 
 // next takes the entry whose turn it is. Without one its queue is nil.
@@ -301,11 +303,11 @@ func (s *scheduler) next() turn {
 		}
 		q.listed = false
 		switch {
-		case q.paused, len(q.byHand)+len(q.automatic) == 0, !q.limit.allows(now, q.used.inFlight):
+		case q.paused, len(q.byHand)+len(q.automatic) == 0, !q.limit.Allows(now, q.used.inFlight):
 			// It has failed or fallen silent, or its entries were dropped, while it was listed.
 			s.settle(q)
 			continue
-		case q.standing == proven && q.used.inFlight > 0 && s.shared() <= 0:
+		case q.standing == limit.Proven && q.used.inFlight > 0 && s.shared() <= 0:
 			if !q.waiting {
 				q.waiting = true
 				s.waiting.push(q)
@@ -324,9 +326,9 @@ func (s *scheduler) next() turn {
 
 // nextQueue takes the queue whose turn it is: the standings take turns, and within each its queues.
 func (s *scheduler) nextQueue() *queue {
-	for tried := standing(0); tried < standings; {
-		s.last = (s.last + 1) % standings
-		if !mayUse(s.last, s.limits.inFlight, s.inFlight(), 1) {
+	for tried := limit.Standing(0); tried < limit.Standings; {
+		s.last = (s.last + 1) % limit.Standings
+		if !limit.MayUse(s.last, s.limits.inFlight, s.inFlight(), 1) {
 			tried++
 			continue
 		}
@@ -416,14 +418,14 @@ func (s *scheduler) finish(q *queue, r Result) (handedBack []*Entry) {
 		}
 	case r.Delivery.Success:
 		q.failures = 0
-		q.limit.succeeded(now, r.Delivery.took(), r.Delivery.latency())
-		s.setStanding(q, proven)
+		q.limit.Succeeded(now, r.Delivery.took(), r.Delivery.latency())
+		s.setStanding(q, limit.Proven)
 	default:
 		q.failures++
-		q.limit.failed(now, r.Delivery.took())
+		q.limit.Failed(now, r.Delivery.took())
 		if q.failures >= probeAfter {
-			q.limit.cut(now)
-			s.setStanding(q, failing)
+			q.limit.Cut(now)
+			s.setStanding(q, limit.Failing)
 			handedBack = s.shrink(q)
 			s.pause(q)
 		}
@@ -453,7 +455,7 @@ func (s *scheduler) pause(q *queue) {
 // shrink takes from a failing webhook's queue what it may not hold in memory.
 func (s *scheduler) shrink(q *queue) (handedBack []*Entry) {
 	keep := probeQueue
-	if !mayUse(failing, s.limits.bytes, s.bytes(), 0) {
+	if !limit.MayUse(limit.Failing, s.limits.bytes, s.bytes(), 0) {
 		keep = 1
 	}
 	if len(q.automatic) <= keep {
@@ -485,7 +487,7 @@ func (s *scheduler) resultRecorded(r Result) {
 		s.spilled(q)
 	default: // the webhook is gone
 		q.failures = 0
-		s.setStanding(q, unknown)
+		s.setStanding(q, limit.Unknown)
 	}
 	s.settle(q)
 }
@@ -496,7 +498,7 @@ func (s *scheduler) settle(q *queue) {
 	if !q.idle() {
 		return
 	}
-	if q.standing == unknown && q.failures == 0 {
+	if q.standing == limit.Unknown && q.failures == 0 {
 		delete(s.queues, q.seq)
 		return
 	}
@@ -565,3 +567,19 @@ func (r *ring) pop() *queue {
 	r.head++
 	return q
 }
+
+// limits are those of a node.
+type limits struct {
+	inFlight, perWebhook int
+	queued, bytes        int
+}
+
+type usage struct{ inFlight, bytes int }
+
+// maxUnrecorded is how many results may wait to be committed before no more attempts start.
+func (l limits) maxUnrecorded() int { return 4 * l.inFlight }
+
+// fewUnrecorded is how many may wait before webhooks that have requests in flight start no more: as many as keep the store
+// busy, with a full batch that is being committed while the next one gathers. To send more would be no quicker, because these
+// have to be recorded, too; and who has nothing in flight shall not wait behind them for the store and the processors.
+func (l limits) fewUnrecorded() int { return min(maxBatchResults, l.maxUnrecorded()/2) }

@@ -1,9 +1,11 @@
-package posthorn
+// Package limit decides how much of what a node has a webhook may use: how many requests in flight, and which share of that and of
+// the memory beside the others. It has neither a clock nor locks: times are passed in.
+package limit
 
 import "time"
 
-// limit decides how many requests a webhook may have in flight: a fast receiver gets what it can take, and a slow one is
-// not drowned. It is a value without a clock or locks: times are passed in.
+// Limit decides how many requests a webhook may have in flight: a fast receiver gets what it can take, and a slow one is
+// not drowned.
 //
 // It is TCP's congestion control, with requests for segments. The limit doubles with each round (slow start) until the first
 // sign of congestion, then grows by one, and halves with each sign. A round is at least as many answers as the limit says, so
@@ -20,7 +22,7 @@ import "time"
 // many there are. If it always followed the latencies, even slowly, then a queue of our own making would become usual, and the limit
 // would creep to the maximum. A receiver that has become slower for other reasons therefore brings the limit down to one, and
 // a few answers later it doubles again.
-type limit struct {
+type Limit struct {
 	most int // what it can grow to
 	n    int
 
@@ -47,10 +49,11 @@ const (
 	minSilence = time.Second
 )
 
-func newLimit(most int) limit { return limit{most: most, n: 1, slowStart: true} }
+// New returns a limit that can grow to most.
+func New(most int) Limit { return Limit{most: most, n: 1, slowStart: true} }
 
-// reached reports whether there are too many requests in flight for one more, which waits.
-func (l *limit) reached(inFlight int) bool {
+// Reached reports whether there are too many requests in flight for one more, which waits.
+func (l *Limit) Reached(inFlight int) bool {
 	if inFlight < l.n {
 		return false
 	}
@@ -58,24 +61,24 @@ func (l *limit) reached(inFlight int) bool {
 	return true
 }
 
-// allows reports whether one more request, which waits, may start beside those in flight. Where the webhook is silent the
+// Allows reports whether one more request, which waits, may start beside those in flight. Where the webhook is silent the
 // limit is cut, as TCP does when acknowledgements stay away: nothing more starts until the last of them has ended.
-func (l *limit) allows(now time.Time, inFlight int) bool {
+func (l *Limit) Allows(now time.Time, inFlight int) bool {
 	switch {
 	case inFlight == 0:
 		l.heard = now
 		return true
-	case l.reached(inFlight):
+	case l.Reached(inFlight):
 		return false
 	case now.Sub(l.heard) > max(silentFor*l.usual, minSilence):
-		l.cut(now)
+		l.Cut(now)
 		return false
 	}
 	return true
 }
 
-// succeeded takes a success into account: how long ago its request started, and how long the receiver took over it.
-func (l *limit) succeeded(now time.Time, ago, latency time.Duration) {
+// Succeeded takes a success into account: how long ago its request started, and how long the receiver took over it.
+func (l *Limit) Succeeded(now time.Time, ago, latency time.Duration) {
 	l.heard = now
 	if now.Add(-ago).Before(l.since) {
 		return
@@ -112,8 +115,8 @@ func (l *limit) succeeded(now time.Time, ago, latency time.Duration) {
 	l.nextRound()
 }
 
-// failed takes a failure into account. Of the requests that were in flight together only the first one counts.
-func (l *limit) failed(now time.Time, ago time.Duration) {
+// Failed takes a failure into account. Of the requests that were in flight together only the first one counts.
+func (l *Limit) Failed(now time.Time, ago time.Duration) {
 	if now.Add(-ago).Before(l.since) {
 		return
 	}
@@ -123,54 +126,39 @@ func (l *limit) failed(now time.Time, ago time.Duration) {
 	l.nextRound()
 }
 
-// cut makes the limit one.
-func (l *limit) cut(now time.Time) {
+// Cut makes the limit one.
+func (l *Limit) Cut(now time.Time) {
 	l.slowStart = false
 	l.n = 1
 	l.since = now
 	l.nextRound()
 }
 
-func (l *limit) nextRound() { l.answers, l.total, l.heldBack = 0, 0, false }
+func (l *Limit) nextRound() { l.answers, l.total, l.heldBack = 0, 0, false }
 
-// limits are those of a node.
-type limits struct {
-	inFlight, perWebhook int
-	queued, bytes        int
-}
+// Standing is what is known of a webhook.
+type Standing int
 
-type usage struct{ inFlight, bytes int }
-
-// standing is what is known of a webhook.
-type standing int
-
+// The standings.
 const (
-	proven standing = iota
-	unknown
-	failing
-	standings
+	Proven    Standing = iota // it has answered with success
+	Unknown                   // it has had no occasion to
+	Failing                   // it keeps failing
+	Standings                 // how many there are
 )
 
-// mayUse reports whether webhooks of a standing may use so much more of a limit, given what each standing uses.
-func mayUse(st standing, limit int, used [standings]int, more int) bool {
-	bad := used[failing]
-	notProven := bad + used[unknown]
-	all := notProven + used[proven]
+// MayUse reports whether webhooks of a standing may use so much more of a limit, given what each standing uses.
+func MayUse(st Standing, limit int, used [Standings]int, more int) bool {
+	bad := used[Failing]
+	notProven := bad + used[Unknown]
+	all := notProven + used[Proven]
 	switch {
 	case all+more > limit:
 		return false
-	case st == unknown:
+	case st == Unknown:
 		return notProven+more <= max(1, limit*3/4)
-	case st == failing:
+	case st == Failing:
 		return notProven+more <= max(1, limit*3/4) && bad+more <= max(1, limit/2)
 	}
 	return true
 }
-
-// maxUnrecorded is how many results may wait to be committed before no more attempts start.
-func (l limits) maxUnrecorded() int { return 4 * l.inFlight }
-
-// fewUnrecorded is how many may wait before webhooks that have requests in flight start no more: as many as keep the store
-// busy, with a full batch that is being committed while the next one gathers. To send more would be no quicker, because these
-// have to be recorded, too; and who has nothing in flight shall not wait behind them for the store and the processors.
-func (l limits) fewUnrecorded() int { return min(maxBatchResults, l.maxUnrecorded()/2) }

@@ -1,4 +1,4 @@
-package posthorn
+package limit
 
 import (
 	"math/rand/v2"
@@ -9,7 +9,7 @@ import (
 
 // receiver simulates a webhook with a limit. It works on so many requests at a time, and the others wait there in turn.
 type receiver struct {
-	limit    limit
+	limit    Limit
 	capacity int
 	takes    func() time.Duration // to work on a request
 	now      time.Time
@@ -22,7 +22,7 @@ type receiver struct {
 type simulated struct{ start, end time.Time }
 
 func newReceiver(capacity int, takes func() time.Duration) *receiver {
-	return &receiver{limit: newLimit(64), capacity: capacity, takes: takes, now: time.Unix(1e9, 0)}
+	return &receiver{limit: New(64), capacity: capacity, takes: takes, now: time.Unix(1e9, 0)}
 }
 
 func always(d time.Duration) func() time.Duration { return func() time.Duration { return d } }
@@ -42,7 +42,7 @@ func exponential() func() time.Duration {
 
 // start sends what the limit allows.
 func (r *receiver) start() {
-	for r.queued > 0 && r.limit.allows(r.now, len(r.inFlight)) {
+	for r.queued > 0 && r.limit.Allows(r.now, len(r.inFlight)) {
 		r.queued--
 		if len(r.free) < r.capacity {
 			r.free = append(r.free, r.now)
@@ -65,7 +65,7 @@ func (r *receiver) answer() {
 	r.inFlight = r.inFlight[1:]
 	r.now = s.end
 	took := s.end.Sub(s.start)
-	r.limit.succeeded(r.now, took, took)
+	r.limit.Succeeded(r.now, took, took)
 	r.limits = append(r.limits, r.limit.n)
 }
 
@@ -157,17 +157,17 @@ func TestLimitAfterFailures(t *testing.T) {
 	r := newReceiver(64, always(20*time.Millisecond))
 	r.backlog(2000)
 	for range 40 { // they were in flight together
-		r.limit.failed(r.now, 15*time.Millisecond)
+		r.limit.Failed(r.now, 15*time.Millisecond)
 		r.now = r.now.Add(100 * time.Microsecond)
 	}
 	if r.limit.n != 32 {
 		t.Errorf("the limit is %d after failures at one time, want 32", r.limit.n)
 	}
-	r.limit.failed(r.now.Add(20*time.Millisecond), 10*time.Millisecond)
+	r.limit.Failed(r.now.Add(20*time.Millisecond), 10*time.Millisecond)
 	if r.limit.n != 16 {
 		t.Errorf("the limit is %d after a failure of a later request, want 16", r.limit.n)
 	}
-	r.limit.cut(r.now)
+	r.limit.Cut(r.now)
 	if _, mean, _ := r.backlog(1000); mean != 64 {
 		t.Errorf("the limit is %d on average, long after it was cut", mean)
 	}
@@ -181,11 +181,11 @@ func TestLimitOfSilentWebhook(t *testing.T) {
 	} {
 		r := newReceiver(64, always(test.takes))
 		r.backlog(5000)
-		if at := r.now.Add(test.silence); !r.limit.allows(at, 3) {
+		if at := r.now.Add(test.silence); !r.limit.Allows(at, 3) {
 			t.Errorf("latency %v: held back after %v", test.takes, test.silence)
 		}
 		silent := r.now.Add(test.silence + time.Millisecond)
-		if r.limit.allows(silent, 3) || r.limit.allows(silent, 1) || !r.limit.allows(silent, 0) || r.limit.allows(silent, 1) {
+		if r.limit.Allows(silent, 3) || r.limit.Allows(silent, 1) || !r.limit.Allows(silent, 0) || r.limit.Allows(silent, 1) {
 			t.Errorf("latency %v: after a longer silence more than one may be in flight", test.takes)
 		}
 		r.inFlight = nil
