@@ -44,11 +44,12 @@ func (d *Dispatcher) attempt(ctx context.Context, e *Entry) Result {
 			}
 			return Result{Entry: e, RetryAt: e.DueAt}
 		}
-		result := Result{Entry: e, Delivery: delivery}
+		result := Result{Entry: e, Delivery: delivery, flow: &t.flow}
 		if !delivery.Success {
-			if delay, again := d.cfg.RetryPolicy.next(e.Attempt); again {
-				result.RetryAt = delivery.DeliveredAt.Add(delay)
-				delivery.NextAttemptAt = result.RetryAt
+			result.RetryAt, result.hold, result.slow = t.afterFailure(e.Attempt, delivery)
+			delivery.NextAttemptAt = result.RetryAt
+			if delivery.ResponseStatus == http.StatusGone {
+				d.disable(t.target, goneReason)
 			}
 		}
 		return result
@@ -103,7 +104,7 @@ func (d *Dispatcher) send(ctx context.Context, t *use, e *Entry) (sender.Outcome
 			header[standardSignature] = []string{t.signer.Standard(e.Event.ID, started, e.Event.Payload)}
 		}
 		outcome = d.transport(ctx, &sender.Request{
-			URL: t.url, Header: header, Body: e.Event.Payload, Timeout: d.cfg.Timeout, Revoked: &t.revoked, TLS: t.tls,
+			URL: t.url, Header: header, Body: e.Event.Payload, Timeout: t.Timeout, Revoked: &t.revoked, TLS: t.tls,
 		})
 	}
 	delivery.Success = outcome.Success()

@@ -33,7 +33,11 @@ func BenchmarkMatch(b *testing.B) {
 					Seq: int64(i + 1), RepoID: "r", ID: fmt.Sprint(i), URL: "https://example.com/", Events: []string{"push"}, Active: true,
 				})
 			}
-			d := &Dispatcher{store: store, subscriptions: newSubscriptions(store, nil, time.Now)}
+			cfg, err := Config{}.withDefaults()
+			if err != nil {
+				b.Fatal(err)
+			}
+			d := &Dispatcher{store: store, subscriptions: newSubscriptions(store, nil, time.Now, &cfg)}
 			d.subscriptions.follow(Changes{}, time.Now().Add(24*time.Hour)) // keeps the cache
 			event := benchEvent()
 			b.ReportAllocs()

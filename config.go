@@ -6,12 +6,9 @@ import (
 	"crypto/x509"
 	"fmt"
 	"log/slog"
-	"maps"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/musehub/posthorn/internal/sender"
@@ -30,6 +27,10 @@ type Config struct {
 
 	// RetryPolicy says how often and when a failing delivery is attempted. Defaults to the policy "musehub".
 	RetryPolicy *RetryPolicy
+
+	// FinalStatuses are those of responses after which nothing is tried again. Defaults to none: every failure is, but for 410, which
+	// disables the webhook.
+	FinalStatuses Statuses
 
 	// Timeout is how long one attempt may take, from the DNS look-up to the last byte of the response.
 	// Defaults to 10 seconds.
@@ -160,6 +161,9 @@ func (c Config) withDefaults() (Config, error) {
 	if err := c.RetryPolicy.check(); err != nil {
 		return c, Errorf(CodeInvalid, "Config.RetryPolicy: %w", err)
 	}
+	if err := c.FinalStatuses.Check(); err != nil {
+		return c, Errorf(CodeInvalid, "Config.FinalStatuses: %w", err)
+	}
 	if !isToken(c.Brand) {
 		return c, Errorf(CodeInvalid, "Config.Brand %q can't be part of a header's name: use letters, digits and '-'", c.Brand)
 	}
@@ -239,67 +243,18 @@ func isHeaderValue(s string) bool {
 	return true
 }
 
-// RetryPolicy says how often a failing delivery is attempted, and when.
-type RetryPolicy struct {
-	// Delays are the pauses between the end of one attempt and the start of the next: a run has at most one attempt more.
-	Delays []time.Duration
-	// Jitter spreads each delay evenly over plus and minus this share of it, so that what failed together does not
-	// come back together. Between 0 and 1.
-	Jitter float64
+// limits are those of a node.
+type limits struct {
+	inFlight, perWebhook int
+	queued, bytes        int
 }
 
-var retryPolicies = map[string]RetryPolicy{
-	"musehub": {Delays: []time.Duration{time.Second, 2 * time.Second}},
-	"standard": {
-		Delays: []time.Duration{
-			5 * time.Second, 5 * time.Minute, 30 * time.Minute, 2 * time.Hour, 5 * time.Hour,
-			10 * time.Hour, 14 * time.Hour, 20 * time.Hour, 24 * time.Hour,
-		},
-		Jitter: 0.2,
-	},
-	"none": {Delays: []time.Duration{}},
-}
+type usage struct{ inFlight, bytes int }
 
-// RetryPolicyByName returns a policy: "musehub" (3 attempts, 1 s and 2 s between them), "standard" (10 attempts over three
-// days, with jitter) or "none" (one attempt).
-func RetryPolicyByName(name string) (RetryPolicy, error) {
-	policy, ok := retryPolicies[name]
-	if !ok {
-		names := strings.Join(slices.Sorted(maps.Keys(retryPolicies)), ", ")
-		return RetryPolicy{}, Errorf(CodeInvalid, "unknown retry policy %q: it is one of %s", name, names)
-	}
-	return policy, nil
-}
+// maxUnrecorded is how many results may wait to be committed before no more attempts start.
+func (l limits) maxUnrecorded() int { return 4 * l.inFlight }
 
-// next returns how long after a failed attempt (1 for the first) the following one is due, and whether there is one.
-func (p RetryPolicy) next(attempt int) (time.Duration, bool) {
-	if attempt > len(p.Delays) {
-		return 0, false
-	}
-	delay := p.Delays[attempt-1]
-	if p.Jitter > 0 {
-		delay += time.Duration((2*rand.Float64() - 1) * p.Jitter * float64(delay))
-	}
-	return delay, true
-}
-
-// longest returns the longest pause that the policy can ask for.
-func (p RetryPolicy) longest() time.Duration {
-	var longest time.Duration
-	for _, d := range p.Delays {
-		longest = max(longest, d)
-	}
-	return longest + time.Duration(p.Jitter*float64(longest))
-}
-
-func (p RetryPolicy) check() error {
-	for _, d := range p.Delays {
-		if d < 0 {
-			return fmt.Errorf("a delay of the retry policy is negative: %v", d)
-		}
-	}
-	if p.Jitter < 0 || p.Jitter > 1 {
-		return fmt.Errorf("the retry policy's jitter is %v: it is between 0 and 1", p.Jitter)
-	}
-	return nil
-}
+// fewUnrecorded is how many may wait before webhooks that have requests in flight start no more: as many as keep the store
+// busy, with a full batch that is being committed while the next one gathers. To send more would be no quicker, because these
+// have to be recorded, too; and who has nothing in flight shall not wait behind them for the store and the processors.
+func (l limits) fewUnrecorded() int { return min(maxBatchResults, l.maxUnrecorded()/2) }

@@ -57,10 +57,11 @@ type Dispatcher struct {
 	attempts               context.Context // ended to cut off requests in flight
 	cutOff                 context.CancelFunc
 
-	tokens   tokenCache
-	creating sync.Mutex // held while a webhook is counted and created
-	waits    waits
-	complain sync.Map // what failed to when that was logged last
+	toDisable chan disabling
+	tokens    tokenCache
+	creating  sync.Mutex // held while a webhook is counted and created
+	waits     waits
+	complain  sync.Map // what failed to when that was logged last
 }
 
 const (
@@ -111,10 +112,11 @@ func New(store Store, cfg Config) (*Dispatcher, error) {
 	d := &Dispatcher{
 		cfg: cfg, store: store, log: cfg.Logger, box: box, headers: brandedHeaders(cfg.Brand), clock: clock,
 		sender:        sender.New(sending),
-		subscriptions: newSubscriptions(store, box, clock.now),
+		subscriptions: newSubscriptions(store, box, clock.now, &cfg),
 		lost:          make(chan struct{}, 1),
 		changed:       make(chan struct{}, 1),
 		release:       make(chan struct{}, 1),
+		toDisable:     make(chan disabling, 64),
 		background:    newStoppable(),
 		committing:    newStoppable(),
 	}
@@ -130,7 +132,7 @@ func New(store Store, cfg Config) (*Dispatcher, error) {
 	d.commits.failed = d.leaseFailed
 	d.commits.committed = d.committed
 	d.claims = &claimer{
-		store: store, sched: d.sched, now: clock.now, failed: d.storeFailed, leaseFailed: d.leaseFailed, horizon: cfg.RetryPolicy.longest() + leaseFor,
+		store: store, sched: d.sched, now: clock.now, failed: d.storeFailed, leaseFailed: d.leaseFailed, horizon: MaxRetryDelay + leaseFor,
 		early: make(chan struct{}, 1), sweepNow: make(chan struct{}, 1),
 	}
 	return d, nil
@@ -165,6 +167,7 @@ func (d *Dispatcher) Start(ctx context.Context) error {
 	}
 	d.background.run(d.maintain)
 	d.background.run(d.keepSealed)
+	d.background.run(d.keepDisabling)
 	d.state.Store(stateStarted)
 	return nil
 }

@@ -39,3 +39,5 @@ const (
 
 // Reseal is a pass that encrypts secrets anew.
 func (d *Dispatcher) Reseal(ctx context.Context) bool { return d.reseal(ctx) }
+
+var RetryAfter = retryAfter

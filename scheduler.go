@@ -82,7 +82,9 @@ type queue struct {
 	standing  limit.Standing
 	listed    bool // it is in ready
 	waiting   bool // it is in the scheduler's waiting; it may be in ready, too
-	paused    bool // it failed a moment ago
+	paused    bool // it is not to be sent to before resume
+	resume    time.Time
+	flow      flow // what the webhook is known to want
 	reserved  int  // places kept for entries that are being committed or claimed
 
 	spilling int  // free entries that are due and not committed yet
@@ -224,8 +226,11 @@ func (s *scheduler) room(q *queue) int {
 }
 
 func (s *scheduler) capacity(q *queue) int {
-	if q.standing == limit.Failing {
+	switch {
+	case q.standing == limit.Failing:
 		return min(s.limits.queued, probeQueue)
+	case q.flow.perSecond > 0: // what would stay there for long has no business in memory
+		return min(s.limits.queued, max(probeQueue, 2*q.flow.perSecond))
 	}
 	return s.limits.queued
 }
@@ -316,6 +321,7 @@ func (s *scheduler) next() turn {
 		}
 		e := q.pop()
 		s.addInFlight(q, 1)
+		s.pause(q, q.flow.interval())
 		s.list(q)
 		if q.wanted {
 			s.want(q)
@@ -423,12 +429,23 @@ func (s *scheduler) finish(q *queue, r Result) (handedBack []*Entry) {
 	default:
 		q.failures++
 		q.limit.Failed(now, r.Delivery.took())
+		if r.slow {
+			q.limit.Cut(now)
+		}
+		if r.hold > 0 {
+			s.pause(q, r.hold)
+			handedBack = s.shrink(q)
+		}
 		if q.failures >= probeAfter {
 			q.limit.Cut(now)
 			s.setStanding(q, limit.Failing)
-			handedBack = s.shrink(q)
-			s.pause(q)
+			handedBack = append(handedBack, s.shrink(q)...)
+			s.pause(q, time.Duration(min(q.failures, maxProbePause))*time.Millisecond)
 		}
+	}
+	if r.flow != nil && q.flow != *r.flow {
+		s.setFlow(q, *r.flow)
+		s.pause(q, q.flow.interval()-r.Delivery.took())
 	}
 	s.list(q)
 	if q.wanted {
@@ -437,34 +454,18 @@ func (s *scheduler) finish(q *queue, r Result) (handedBack []*Entry) {
 	return handedBack
 }
 
-// pause keeps a failing webhook from its next attempt for a moment.
-func (s *scheduler) pause(q *queue) {
-	if q.paused {
-		return
-	}
-	q.paused = true
-	time.AfterFunc(time.Duration(min(q.failures, maxProbePause))*time.Millisecond, func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		q.paused = false
-		s.list(q)
-		s.start()
-	})
+func (s *scheduler) setFlow(q *queue, f flow) {
+	q.flow = f
+	q.limit.SetMost(f.inFlight)
 }
 
-// shrink takes from a failing webhook's queue what it may not hold in memory.
-func (s *scheduler) shrink(q *queue) (handedBack []*Entry) {
-	keep := probeQueue
-	if !limit.MayUse(limit.Failing, s.limits.bytes, s.bytes(), 0) {
-		keep = 1
+// changed says that a webhook was changed. Until an attempt tells what it wants now, it gets one request at a time.
+func (s *scheduler) changed(webhook int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if q := s.queues[webhook]; q != nil {
+		s.setFlow(q, flow{inFlight: 1})
 	}
-	if len(q.automatic) <= keep {
-		return nil
-	}
-	handedBack = append(handedBack, q.automatic[keep:]...)
-	q.automatic = append([]*Entry(nil), q.automatic[:keep]...)
-	q.spilling += len(handedBack)
-	return handedBack
 }
 
 // recorded says that results are committed. Only now are their bytes free: until then they are held in memory.
@@ -518,7 +519,7 @@ func (s *scheduler) settle(q *queue) {
 }
 
 func (q *queue) idle() bool {
-	return q.used == usage{} && q.spilling == 0 && !q.spilled && !q.wanted && !q.claiming && !q.listed
+	return q.used == usage{} && q.spilling == 0 && !q.spilled && !q.wanted && !q.claiming && !q.listed && !q.paused
 }
 
 // block makes no more attempts start while results can't be recorded.
@@ -567,19 +568,3 @@ func (r *ring) pop() *queue {
 	r.head++
 	return q
 }
-
-// limits are those of a node.
-type limits struct {
-	inFlight, perWebhook int
-	queued, bytes        int
-}
-
-type usage struct{ inFlight, bytes int }
-
-// maxUnrecorded is how many results may wait to be committed before no more attempts start.
-func (l limits) maxUnrecorded() int { return 4 * l.inFlight }
-
-// fewUnrecorded is how many may wait before webhooks that have requests in flight start no more: as many as keep the store
-// busy, with a full batch that is being committed while the next one gathers. To send more would be no quicker, because these
-// have to be recorded, too; and who has nothing in flight shall not wait behind them for the store and the processors.
-func (l limits) fewUnrecorded() int { return min(maxBatchResults, l.maxUnrecorded()/2) }

@@ -222,6 +222,11 @@ type Result struct {
 	Delivery *Delivery // the attempt to log; nil: none was made
 	// RetryAt is when the entry is due again; it becomes free, with its next attempt if one was made. Zero: it is done.
 	RetryAt time.Time
+
+	// What the scheduler learns from the attempt, and no store has to do with.
+	flow *flow         // how the webhook wants its requests; nil: nobody looked
+	hold time.Duration // for how long it wants none at all
+	slow bool          // it wants fewer
 }
 
 // DueWebhook is a webhook that has something to claim.

@@ -1,6 +1,7 @@
 package posthorn
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"hash/maphash"
@@ -29,6 +30,7 @@ const (
 // come by follow, some times a second; while they don't come, nothing is kept for longer than maxStale.
 type subscriptions struct {
 	store Store
+	cfg   *Config
 	box   *secretbox.Box
 	now   func() time.Time // the store's
 
@@ -77,6 +79,8 @@ func (s *subscribers) wanting(eventType string) []DueWebhook {
 // target is a webhook ready to be sent to.
 type target struct {
 	Webhook
+	retry   RetryPolicy
+	flow    flow
 	url     *url.URL
 	tls     sender.TLS
 	signer  *signature.Signer
@@ -85,14 +89,28 @@ type target struct {
 	err     error // why nothing can be sent to it: nothing is ever unsigned for lack of a key
 }
 
+// flow is how a webhook wants its requests.
+type flow struct {
+	inFlight  int // at most
+	perSecond int // to start; zero: any number
+}
+
+// interval is the time between two requests.
+func (f flow) interval() time.Duration {
+	if f.perSecond == 0 {
+		return 0
+	}
+	return time.Second / time.Duration(f.perSecond)
+}
+
 // use is a target that a request is being made with.
 type use struct {
 	*target
 	revoked atomic.Bool // the webhook was changed or deleted since
 }
 
-func newSubscriptions(store Store, box *secretbox.Box, now func() time.Time) *subscriptions {
-	return &subscriptions{store: store, box: box, now: now, repos: map[string]*subscribers{}, uses: map[*use]struct{}{}, seed: maphash.MakeSeed()}
+func newSubscriptions(store Store, box *secretbox.Box, now func() time.Time, cfg *Config) *subscriptions {
+	return &subscriptions{store: store, cfg: cfg, box: box, now: now, repos: map[string]*subscribers{}, uses: map[*use]struct{}{}, seed: maphash.MakeSeed()}
 }
 
 func (s *subscriptions) of(ctx context.Context, repoID string) (*subscribers, error) {
@@ -240,7 +258,18 @@ func (s *subscriptions) stripe(repoID string) *stripe {
 
 // prepare makes a webhook ready to be sent to. What can't be read makes its deliveries fail and nothing else.
 func (s *subscriptions) prepare(w Webhook, now time.Time, subs *subscribers) *target {
-	t := &target{Webhook: w, tls: sender.TLS{MinVersion: w.TLS.MinVersion, RootCAs: w.TLS.RootCAs, Certificate: w.TLS.Certificate}}
+	t := &target{
+		Webhook: w, retry: *s.cfg.RetryPolicy, flow: flow{s.cfg.MaxInFlightPerWebhook, w.MaxPerSecond},
+		tls: sender.TLS{MinVersion: w.TLS.MinVersion, RootCAs: w.TLS.RootCAs, Certificate: w.TLS.Certificate},
+	}
+	if policy, err := ParseRetryPolicy(w.RetryPolicy); w.RetryPolicy != "" && err == nil {
+		t.retry = policy
+	}
+	if w.MaxInFlight > 0 {
+		t.flow.inFlight = min(w.MaxInFlight, t.flow.inFlight)
+	}
+	t.FinalStatuses = cmp.Or(w.FinalStatuses, s.cfg.FinalStatuses)
+	t.Timeout = cmp.Or(w.Timeout, s.cfg.Timeout)
 	if t.url, _ = sender.ParseURL(w.URL); t.url == nil {
 		t.err = errors.New("the webhook's URL can't be parsed") // an import has brought it in unchecked
 		return t

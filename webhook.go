@@ -16,23 +16,37 @@ const AllEvents = "*"
 
 // Webhook is a subscription: which events of a repo go to which URL.
 type Webhook struct {
-	Seq         int64 // the store's number for it, ascending in the order of creation
-	ID          string
-	RepoID      string
-	URL         string
-	Events      []string // event types in the order given, or [AllEvents]
-	Active      bool
-	Description string
-	Secrets     []Secret // newest first; none: deliveries are not signed
-	CreatedAt   time.Time
-	UpdatedAt   time.Time
+	Seq    int64 // the store's number for it, ascending in the order of creation
+	ID     string
+	RepoID string
+	URL    string
+	Events []string // event types in the order given, or [AllEvents]
+	Active bool
+	// DisabledReason says why the Dispatcher has made the webhook inactive; empty if a person did, or nobody. It is forgotten when
+	// Active is set.
+	DisabledReason string
+	Description    string
+	Secrets        []Secret // newest first; none: deliveries are not signed
+	CreatedAt      time.Time
+	UpdatedAt      time.Time
 
 	Options
 }
 
 // Options are the settings of a webhook that most do without. A store keeps them as JSON.
 type Options struct {
-	TLS TLS `json:"tls,omitzero"`
+	TLS TLS `json:"tls,omitzero"` // for a URL with https
+
+	// RetryPolicy is as [ParseRetryPolicy] takes it; empty: that of the node.
+	RetryPolicy string `json:"retryPolicy,omitempty"`
+	// FinalStatuses are in place of those of the node; empty: those.
+	FinalStatuses Statuses `json:"finalStatuses,omitempty"`
+	// Timeout is how long one attempt may take, from 1 to 60 seconds; zero: as the node says.
+	Timeout time.Duration `json:"timeout,omitempty"`
+	// MaxInFlight is how many requests may be under way at once, at each node, within what the node allows; zero: just that.
+	MaxInFlight int `json:"maxInFlight,omitempty"`
+	// MaxPerSecond is how many requests may start in a second, at each node, evenly spread; zero: any number. At most [MaxPerSecondLimit].
+	MaxPerSecond int `json:"maxPerSecond,omitempty"`
 }
 
 // TLS is what a webhook's connections have of their own. What is empty is as the node has it ([Config.RootCAs] and so on).
@@ -54,7 +68,7 @@ type NewWebhook struct {
 	Events      []string // event types of [Config.EventTypes], "ping", or [AllEvents]
 	Secret      string   // signs the deliveries (see [Dispatcher.RotateSecret]); empty: they go out unsigned
 	Description string   // free text of at most [MaxDescriptionLength] characters
-	TLS         TLS      // for a URL with https
+	Options
 }
 
 // WebhookPatch is what [Dispatcher.UpdateWebhook] changes: the fields that are not nil.
@@ -66,6 +80,12 @@ type WebhookPatch struct {
 
 	// TLS replaces all of the webhook's settings for TLS. Without a key, the one that it has stays if its certificate does.
 	TLS *TLS
+	// These replace the option of the same name. The zero value: as the node has it.
+	RetryPolicy   *string
+	FinalStatuses *Statuses
+	Timeout       *time.Duration
+	MaxInFlight   *int
+	MaxPerSecond  *int
 
 	// Secret replaces the signing secret; the empty string removes all secrets.
 	Secret *string
@@ -81,6 +101,8 @@ const (
 	MaxSecrets = 10
 	// MaxSecretLength is how many bytes a secret may have.
 	MaxSecretLength = 1024
+	// MaxPerSecondLimit is the most that a webhook's MaxPerSecond can be.
+	MaxPerSecondLimit = 10_000
 	// MaxRepoIDLength is how many bytes a repo's ID may have.
 	MaxRepoIDLength = 256
 )
@@ -134,8 +156,9 @@ func (d *Dispatcher) CreateWebhook(ctx context.Context, n NewWebhook) (Webhook, 
 	t := d.clock.now()
 	w := Webhook{
 		ID: newID(t), RepoID: n.RepoID, URL: n.URL, Events: slices.Clone(n.Events), Active: true,
-		Description: n.Description, CreatedAt: t, UpdatedAt: t,
+		Description: n.Description, CreatedAt: t, UpdatedAt: t, Options: n.Options,
 	}
+	w.TLS = TLS{}
 	if err := d.setTLS(&w, n.TLS); err != nil {
 		return Webhook{}, err
 	}
@@ -181,6 +204,7 @@ func (d *Dispatcher) UpdateWebhook(ctx context.Context, repoID, id string, p Web
 		return Webhook{}, err
 	}
 	d.subscriptions.invalidate(repoID, w.Seq)
+	d.sched.changed(w.Seq)
 	if p.Active != nil && *p.Active {
 		d.sched.wantSpilled(w.Seq)
 	}
@@ -195,7 +219,8 @@ func (p *WebhookPatch) fields() string {
 		given bool
 	}{
 		{"url", p.URL != nil}, {"events", p.Events != nil}, {"active", p.Active != nil}, {"description", p.Description != nil},
-		{"tls", p.TLS != nil}, {"secret", p.Secret != nil},
+		{"tls", p.TLS != nil}, {"retryPolicy", p.RetryPolicy != nil}, {"finalStatuses", p.FinalStatuses != nil}, {"timeout", p.Timeout != nil},
+		{"maxInFlight", p.MaxInFlight != nil}, {"maxPerSecond", p.MaxPerSecond != nil}, {"secret", p.Secret != nil},
 	} {
 		if f.given {
 			names = append(names, f.name)
@@ -206,18 +231,19 @@ func (p *WebhookPatch) fields() string {
 
 func (d *Dispatcher) patch(w *Webhook, p WebhookPatch) error {
 	w.UpdatedAt = d.clock.now()
-	if p.URL != nil {
-		w.URL = *p.URL
-	}
+	set(&w.URL, p.URL)
 	if p.Events != nil {
 		w.Events = slices.Clone(p.Events)
 	}
 	if p.Active != nil {
-		w.Active = *p.Active
+		w.Active, w.DisabledReason = *p.Active, ""
 	}
-	if p.Description != nil {
-		w.Description = *p.Description
-	}
+	set(&w.Description, p.Description)
+	set(&w.RetryPolicy, p.RetryPolicy)
+	set(&w.FinalStatuses, p.FinalStatuses)
+	set(&w.Timeout, p.Timeout)
+	set(&w.MaxInFlight, p.MaxInFlight)
+	set(&w.MaxPerSecond, p.MaxPerSecond)
 	if p.TLS != nil {
 		if err := d.setTLS(w, *p.TLS); err != nil {
 			return err
@@ -243,6 +269,13 @@ func (d *Dispatcher) patch(w *Webhook, p WebhookPatch) error {
 		return err
 	}
 	return d.checkWebhook(w)
+}
+
+// set changes what a patch gives.
+func set[T any](field, to *T) {
+	if to != nil {
+		*field = *to
+	}
 }
 
 // setTLS gives a webhook settings for TLS, with the key encrypted.
@@ -335,6 +368,27 @@ func (d *Dispatcher) checkWebhook(w *Webhook) error {
 	}
 	if n := utf8.RuneCountInString(w.Description); n > MaxDescriptionLength {
 		return invalid("description", "it has %d characters: at most %d", n, MaxDescriptionLength)
+	}
+	return w.Options.check()
+}
+
+func (o *Options) check() error {
+	if o.RetryPolicy != "" {
+		if _, err := ParseRetryPolicy(o.RetryPolicy); err != nil {
+			return &Error{Code: CodeInvalid, Field: "retryPolicy", Message: err.Error(), Err: err}
+		}
+	}
+	if err := o.FinalStatuses.Check(); err != nil {
+		return &Error{Code: CodeInvalid, Field: "finalStatuses", Message: err.Error(), Err: err}
+	}
+	if o.Timeout != 0 && (o.Timeout < time.Second || o.Timeout > time.Minute) {
+		return invalid("timeout", "it is from 1 to 60 seconds")
+	}
+	if o.MaxInFlight < 0 || o.MaxInFlight > 10_000 {
+		return invalid("maxInFlight", "it is from 1 to 10000, or 0 for what the server allows")
+	}
+	if o.MaxPerSecond < 0 || o.MaxPerSecond > MaxPerSecondLimit {
+		return invalid("maxPerSecond", "it is from 1 to %d, or 0 for any number", MaxPerSecondLimit)
 	}
 	return nil
 }

@@ -43,7 +43,7 @@ func TestWebhookTLS(t *testing.T) {
 		all := sender.TLS{MinVersion: "1.3", RootCAs: a.PEM, Certificate: cert, Key: key}
 		hook, err := w.CreateWebhook(t.Context(), posthorn.NewWebhook{
 			RepoID: "r1", URL: secure, Events: []string{"push"}, Secret: "s",
-			TLS: posthorn.TLS{MinVersion: "1.3", RootCAs: a.PEM, Certificate: cert, Key: key, SealedKey: "made up"},
+			Options: posthorn.Options{TLS: posthorn.TLS{MinVersion: "1.3", RootCAs: a.PEM, Certificate: cert, Key: key, SealedKey: "made up"}},
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -91,7 +91,7 @@ func TestWebhookTLS(t *testing.T) {
 		}
 		expect("another pair", sender.TLS{Certificate: otherCert, Key: otherKey})
 		if _, err := w.CreateWebhook(t.Context(), posthorn.NewWebhook{
-			RepoID: "r1", URL: plain, Events: []string{"push"}, TLS: posthorn.TLS{MinVersion: "1.3"},
+			RepoID: "r1", URL: plain, Events: []string{"push"}, Options: posthorn.Options{TLS: posthorn.TLS{MinVersion: "1.3"}},
 		}); posthorn.ErrorCode(err) != posthorn.CodeInvalid {
 			t.Errorf("settings for a plain URL: %v", err)
 		}
@@ -118,13 +118,13 @@ func TestWebhookTLS(t *testing.T) {
 			w.restart()
 		}
 		foreign, err := w.CreateWebhook(t.Context(), posthorn.NewWebhook{
-			RepoID: "r2", URL: secure, Events: []string{"push"}, TLS: posthorn.TLS{Certificate: cert, Key: otherKey},
+			RepoID: "r2", URL: secure, Events: []string{"push"}, Options: posthorn.Options{TLS: posthorn.TLS{Certificate: cert, Key: otherKey}},
 		})
 		if posthorn.ErrorCode(err) != posthorn.CodeInvalid {
 			t.Errorf("a key that isn't the certificate's: %v", err)
 		}
 		if foreign, err = w.CreateWebhook(t.Context(), posthorn.NewWebhook{
-			RepoID: "r2", URL: secure, Events: []string{"push"}, TLS: posthorn.TLS{Certificate: cert, Key: key},
+			RepoID: "r2", URL: secure, Events: []string{"push"}, Options: posthorn.Options{TLS: posthorn.TLS{Certificate: cert, Key: key}},
 		}); err != nil {
 			t.Fatal(err)
 		}

@@ -42,7 +42,7 @@ func decode[T any](body []byte) (T, error) {
 // bodyField is one field of a struct that bodies are decoded into.
 type bodyField struct {
 	name     string
-	index    int // in the struct
+	index    []int // in the struct
 	required bool
 	isRaw    bool
 	maxItems int // of a list of structs; zero: it is none
@@ -59,13 +59,12 @@ func fieldsOf(t reflect.Type) []bodyField {
 		return fields.([]bodyField) //nolint:forcetypeassert // nothing else is in it
 	}
 	var fields []bodyField
-	for i := range t.NumField() {
-		f := t.Field(i)
-		if !f.IsExported() {
+	for _, f := range reflect.VisibleFields(t) {
+		if !f.IsExported() || f.Anonymous { // of an embedded struct, the fields are there as well
 			continue
 		}
 		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
-		field := bodyField{name: name, index: i, required: options != "omitempty", isRaw: f.Type == reflect.TypeFor[json.RawMessage]()}
+		field := bodyField{name: name, index: f.Index, required: options != "omitempty", isRaw: f.Type == reflect.TypeFor[json.RawMessage]()}
 		if f.Type.Kind() == reflect.Slice && f.Type.Elem().Kind() == reflect.Struct {
 			field.maxItems, _ = strconv.Atoi(f.Tag.Get("maxItems"))
 		}
@@ -84,7 +83,7 @@ func decodeObject(object []byte, v reflect.Value) error {
 	}
 	for i := range fields {
 		f, raw := &fields[i], found[i]
-		field := v.Field(f.index)
+		field := v.FieldByIndex(f.index)
 		switch {
 		case raw == nil && f.required:
 			return invalid(f.name, "it is missing")
@@ -249,7 +248,7 @@ func describeType(t reflect.Type) string {
 	switch t.Kind() {
 	case reflect.Bool:
 		return "true or false"
-	case reflect.Int64:
+	case reflect.Int, reflect.Int64:
 		return "a whole number"
 	case reflect.Slice:
 		return "a list of strings"

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"net/http"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -20,13 +21,72 @@ type webhookJSON struct {
 	HasSecret   bool     `json:"hasSecret" doc:"Whether deliveries are signed"`
 	CreatedAt   string   `json:"createdAt" format:"date-time"`
 	UpdatedAt   string   `json:"updatedAt" format:"date-time"`
-	TLS         *tlsJSON `json:"tls,omitempty" doc:"What its connections have of their own"`
+	// DisabledReason is there if nobody has made it inactive but the server itself.
+	DisabledReason string   `json:"disabledReason,omitempty" doc:"Why the server has made it inactive"`
+	TLS            *tlsJSON `json:"tls,omitempty" doc:"What its connections have of their own"`
+	optionsJSON
 }
+
+// optionsJSON is what a webhook can have in place of what the server has, in bodies and as it is shown: only what there is.
+type optionsJSON struct {
+	RetryPolicy   *string `json:"retryPolicy,omitempty" doc:"musehub, standard, none, or delays such as 5s,1m,2h±20%. Empty: the server's" example:"5s,1m,2h±20%"`
+	FinalStatuses *string `json:"finalStatuses,omitempty" doc:"Statuses after which nothing is tried again. Empty: the server's" example:"400-407,422"`
+	Timeout       *int64  `json:"timeout,omitempty" minimum:"0" maximum:"60" doc:"How many seconds an attempt may take. 0: the server's"`
+	MaxInFlight   *int    `json:"maxInFlight,omitempty" minimum:"0" maximum:"10000" doc:"How many requests may be under way at once, within what the server allows. 0: just that"`
+	MaxPerSecond  *int    `json:"maxPerSecond,omitempty" minimum:"0" maximum:"10000" doc:"How many requests may start in a second, evenly spread. 0: any number"`
+}
+
+func showOptions(o *posthorn.Options) optionsJSON {
+	return optionsJSON{
+		RetryPolicy: ifSet(o.RetryPolicy), FinalStatuses: ifSet(string(o.FinalStatuses)), Timeout: ifSet(int64(o.Timeout / time.Second)),
+		MaxInFlight: ifSet(o.MaxInFlight), MaxPerSecond: ifSet(o.MaxPerSecond),
+	}
+}
+
+// ifSet is nil for the zero value.
+func ifSet[T comparable](v T) *T {
+	var zero T
+	if v == zero {
+		return nil
+	}
+	return &v
+}
+
+// options are those that the body gives.
+func (o *optionsJSON) options() posthorn.Options {
+	return posthorn.Options{
+		RetryPolicy: orZero(o.RetryPolicy), FinalStatuses: posthorn.Statuses(orZero(o.FinalStatuses)), Timeout: seconds(orZero(o.Timeout)),
+		MaxInFlight: orZero(o.MaxInFlight), MaxPerSecond: orZero(o.MaxPerSecond),
+	}
+}
+
+func orZero[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}
+
+// patch has a patch change what the body gives.
+func (o *optionsJSON) patch(p *posthorn.WebhookPatch) {
+	given := o.options()
+	p.RetryPolicy, p.MaxInFlight, p.MaxPerSecond = o.RetryPolicy, o.MaxInFlight, o.MaxPerSecond
+	if o.FinalStatuses != nil {
+		p.FinalStatuses = &given.FinalStatuses
+	}
+	if o.Timeout != nil {
+		p.Timeout = &given.Timeout
+	}
+}
+
+// seconds is a number of seconds, or one that is refused if it is out of range.
+func seconds(n int64) time.Duration { return time.Duration(min(max(n, -1), 1e6)) * time.Second }
 
 func showWebhook(w *posthorn.Webhook) webhookJSON {
 	shown := webhookJSON{
 		WebhookID: w.ID, RepoID: w.RepoID, URL: w.URL, Events: w.Events, Active: w.Active, Description: w.Description,
 		HasSecret: len(w.Secrets) > 0, CreatedAt: timestamp(w.CreatedAt), UpdatedAt: timestamp(w.UpdatedAt),
+		DisabledReason: w.DisabledReason, optionsJSON: showOptions(&w.Options),
 	}
 	if t := w.TLS; t != (posthorn.TLS{}) {
 		shown.TLS = &tlsJSON{t.MinVersion, t.RootCAs, t.Certificate}
@@ -75,6 +135,7 @@ type newWebhookJSON struct {
 	GenerateSecret string      `json:"generateSecret,omitempty" enum:"hmac,ed25519" doc:"Generates the secret: hmac, which the answer shows this once, or an Ed25519 key, of which it shows the public one"`
 	Description    string      `json:"description,omitempty" maxLength:"1000"`
 	TLS            *newTLSJSON `json:"tls,omitempty" doc:"What its connections have of their own, for a URL with https"`
+	optionsJSON
 }
 
 // createdJSON is a webhook that was created, with what is shown of a generated secret once.
@@ -93,6 +154,7 @@ type webhookPatchJSON struct {
 	SecretOverlap *int64      `json:"secretOverlap,omitempty" minimum:"0" maximum:"31536000" doc:"For how many seconds the secrets before the new one go on signing as well, so that receivers can change over; 86400 if it isn't given"`
 	Description   *string     `json:"description,omitempty" maxLength:"1000"`
 	TLS           *newTLSJSON `json:"tls,omitempty" doc:"Replaces all of the settings for TLS; {} removes them. Without a key, the one that is there stays if its certificate does"`
+	optionsJSON
 }
 
 // maxSecretOverlap is a year, in seconds.
@@ -194,6 +256,7 @@ func (s *server) createWebhook(ctx context.Context, in *createWebhookInput) (*ou
 	}
 	n := posthorn.NewWebhook{
 		RepoID: in.RepoID, URL: in.body.URL, Events: in.body.Events, Secret: secret, Description: in.body.Description,
+		Options: in.body.options(),
 	}
 	if in.body.TLS != nil {
 		n.TLS = *in.body.TLS.settings()
@@ -233,6 +296,7 @@ func (s *server) updateWebhook(ctx context.Context, in *updateWebhookInput) (*ou
 		URL: in.body.URL, Events: in.body.Events, Active: in.body.Active,
 		Secret: in.body.Secret, Description: in.body.Description, TLS: in.body.TLS.settings(),
 	}
+	in.body.patch(&patch)
 	if in.body.SecretOverlap != nil {
 		overlap, err := overlapOf("secretOverlap", in.body.SecretOverlap)
 		if err != nil {

@@ -11,12 +11,12 @@ import (
 	"github.com/musehub/posthorn"
 )
 
-const webhookColumns = "seq, id, repo_id, url, events, active, description, secrets, options, created_at, updated_at"
+const webhookColumns = "seq, id, repo_id, url, events, active, disabled_reason, description, secrets, options, created_at, updated_at"
 
 // CreateWebhooks implements [posthorn.Store]. [posthorn.CodeInvalid] for a text with a NUL character, which PostgreSQL has no
 // place for.
 func (s *Store) CreateWebhooks(ctx context.Context, webhooks ...*posthorn.Webhook) error {
-	var ids, repos, urls, events, descriptions, secrets, options []string
+	var ids, repos, urls, events, reasons, descriptions, secrets, options []string
 	var active []bool
 	var created, updated []time.Time
 	for _, w := range webhooks {
@@ -26,7 +26,7 @@ func (s *Store) CreateWebhooks(ctx context.Context, webhooks ...*posthorn.Webhoo
 		}
 		events, secrets, options = append(events, e), append(secrets, s), append(options, o)
 		ids, repos, urls = append(ids, w.ID), append(repos, w.RepoID), append(urls, w.URL)
-		active, descriptions = append(active, w.Active), append(descriptions, w.Description)
+		active, reasons, descriptions = append(active, w.Active), append(reasons, w.DisabledReason), append(descriptions, w.Description)
 		created, updated = append(created, micros(w.CreatedAt)), append(updated, micros(w.UpdatedAt))
 	}
 	var seqs []int64
@@ -34,13 +34,13 @@ func (s *Store) CreateWebhooks(ctx context.Context, webhooks ...*posthorn.Webhoo
 		var stored []string
 		seqs = make([]int64, 0, len(webhooks))
 		err := t.run(ctx, func(b *batch) {
-			b.queue(`INSERT INTO posthorn.webhooks (id, repo_id, url, events, active, description, secrets, options, created_at, updated_at)
-				SELECT id, repo_id, url, events, active, description, secrets, options, created_at, updated_at
+			b.queue(`INSERT INTO posthorn.webhooks (id, repo_id, url, events, active, disabled_reason, description, secrets, options, created_at, updated_at)
+				SELECT id, repo_id, url, events, active, disabled_reason, description, secrets, options, created_at, updated_at
 				FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::boolean[], $6::text[], $7::text[], $8::text[],
-					$9::timestamptz[], $10::timestamptz[])
-					WITH ORDINALITY AS w (id, repo_id, url, events, active, description, secrets, options, created_at, updated_at, n)
+					$9::text[], $10::timestamptz[], $11::timestamptz[])
+					WITH ORDINALITY AS w (id, repo_id, url, events, active, disabled_reason, description, secrets, options, created_at, updated_at, n)
 				ORDER BY n ON CONFLICT (id) DO NOTHING RETURNING seq, id`,
-				ids, repos, urls, events, active, descriptions, secrets, options, created, updated,
+				ids, repos, urls, events, active, reasons, descriptions, secrets, options, created, updated,
 			).Query(func(rows pgx.Rows) error {
 				var seq int64
 				var id string
@@ -92,8 +92,8 @@ func (s *Store) UpdateWebhook(ctx context.Context, repoID, id string, change fun
 			return err
 		}
 		err = t.run(ctx, func(b *batch) {
-			b.queue(`UPDATE posthorn.webhooks SET url = $1, events = $2, active = $3, description = $4, secrets = $5, options = $6,
-				updated_at = $7 WHERE seq = $8`, w.URL, events, w.Active, w.Description, secrets, options, micros(w.UpdatedAt), w.Seq)
+			b.queue(`UPDATE posthorn.webhooks SET url = $1, events = $2, active = $3, disabled_reason = $4, description = $5, secrets = $6,
+				options = $7, updated_at = $8 WHERE seq = $9`, w.URL, events, w.Active, w.DisabledReason, w.Description, secrets, options, micros(w.UpdatedAt), w.Seq)
 			selectWebhook(b, repoID, id, "", &w) // as it will be read from now on
 		})
 		if err != nil {
@@ -203,7 +203,7 @@ func found(err, missing error) error {
 
 func scanWebhook(row pgx.Row) (w posthorn.Webhook, err error) {
 	var events, secrets, options []byte
-	err = row.Scan(&w.Seq, &w.ID, &w.RepoID, &w.URL, &events, &w.Active, &w.Description, &secrets, &options, &w.CreatedAt, &w.UpdatedAt)
+	err = row.Scan(&w.Seq, &w.ID, &w.RepoID, &w.URL, &events, &w.Active, &w.DisabledReason, &w.Description, &secrets, &options, &w.CreatedAt, &w.UpdatedAt)
 	if err != nil {
 		return w, err
 	}

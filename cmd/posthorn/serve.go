@@ -27,13 +27,14 @@ type serveCmd struct {
 
 	database
 
-	AllowTarget []string      `group:"deliveries" placeholder:"CIDR[:PORT]" help:"Network or address that deliveries may go to although it isn't public, such as 10.0.0.0/8 or 127.0.0.1:9000. Can be repeated."`
-	NAT64       []string      `group:"deliveries" name:"nat64" placeholder:"PREFIX" help:"Prefix under which the network translates IPv6 to IPv4, such as 64:ff9b::/96. An address under it is judged by the IPv4 address in it. Can be repeated."`
-	EventTypes  []string      `group:"deliveries" placeholder:"TYPE,…" help:"Event types that may be dispatched and subscribed to (default ${event_types})."`
-	RetryPolicy string        `group:"deliveries" default:"musehub" placeholder:"NAME" help:"When a failing delivery is attempted again: musehub (3 attempts within seconds), standard (10 over three days) or none (default ${default})."`
-	Timeout     time.Duration `group:"deliveries" default:"10s" placeholder:"DURATION" help:"How long one attempt may take, from the DNS look-up to the last byte of the response (default ${default})."`
-	Brand       string        `group:"deliveries" default:"MuseHub" placeholder:"NAME" help:"Middle of the header names X-MuseHub-Event, X-MuseHub-Delivery and X-MuseHub-Signature (default ${default})."`
-	UserAgent   string        `group:"deliveries" default:"MuseHub-Webhook/1.0" placeholder:"TEXT" help:"User-Agent header of the requests (default ${default})."`
+	AllowTarget   []string      `group:"deliveries" placeholder:"CIDR[:PORT]" help:"Network or address that deliveries may go to although it isn't public, such as 10.0.0.0/8 or 127.0.0.1:9000. Can be repeated."`
+	NAT64         []string      `group:"deliveries" name:"nat64" placeholder:"PREFIX" help:"Prefix under which the network translates IPv6 to IPv4, such as 64:ff9b::/96. An address under it is judged by the IPv4 address in it. Can be repeated."`
+	EventTypes    []string      `group:"deliveries" placeholder:"TYPE,…" help:"Event types that may be dispatched and subscribed to (default ${event_types})."`
+	RetryPolicy   string        `group:"deliveries" default:"musehub" placeholder:"POLICY" help:"When a failing delivery is attempted again: musehub (3 attempts within seconds), standard (10 over three days), none, or delays such as 5s,1m,2h±20%% (default ${default}). Webhooks can have their own."`
+	FinalStatuses string        `group:"deliveries" placeholder:"STATUS,…" help:"Statuses after which nothing is tried again, such as 400-407,422 (default none). Webhooks can have their own."`
+	Timeout       time.Duration `group:"deliveries" default:"10s" placeholder:"DURATION" help:"How long one attempt may take, from the DNS look-up to the last byte of the response (default ${default})."`
+	Brand         string        `group:"deliveries" default:"MuseHub" placeholder:"NAME" help:"Middle of the header names X-MuseHub-Event, X-MuseHub-Delivery and X-MuseHub-Signature (default ${default})."`
+	UserAgent     string        `group:"deliveries" default:"MuseHub-Webhook/1.0" placeholder:"TEXT" help:"User-Agent header of the requests (default ${default})."`
 
 	Retention             time.Duration `group:"limits" default:"720h" placeholder:"DURATION" help:"How long events and deliveries are kept (default ${default})."`
 	AuditRetention        time.Duration `group:"limits" default:"8760h" placeholder:"DURATION" help:"How long entries of the audit log are kept (default ${default})."`
@@ -95,8 +96,11 @@ func (c *serveCmd) Validate() error {
 			return fmt.Errorf("--nat64: %w", err)
 		}
 	}
-	if _, err := posthorn.RetryPolicyByName(c.RetryPolicy); err != nil {
+	if _, err := posthorn.ParseRetryPolicy(c.RetryPolicy); err != nil {
 		return fmt.Errorf("--retry-policy: %w", err)
+	}
+	if err := posthorn.Statuses(c.FinalStatuses).Check(); err != nil {
+		return fmt.Errorf("--final-statuses: %w", err)
 	}
 	if c.MaxPayload < 1 || c.MaxPayload > posthorn.MaxPayloadLimit {
 		return fmt.Errorf("--max-payload: %d bytes: it is between 1 byte and 25MiB", c.MaxPayload)
@@ -129,7 +133,7 @@ func (c *serveCmd) Run() error {
 	limitMemory()
 	logger := c.logger()
 	slog.SetDefault(logger)
-	policy, err := posthorn.RetryPolicyByName(c.RetryPolicy)
+	policy, err := posthorn.ParseRetryPolicy(c.RetryPolicy)
 	if err != nil {
 		return err
 	}
@@ -141,6 +145,7 @@ func (c *serveCmd) Run() error {
 		SecretKeys:            secretKeys(),
 		EventTypes:            c.EventTypes,
 		RetryPolicy:           &policy,
+		FinalStatuses:         posthorn.Statuses(c.FinalStatuses),
 		Timeout:               c.Timeout,
 		AllowTargets:          c.AllowTarget,
 		NAT64:                 c.NAT64,

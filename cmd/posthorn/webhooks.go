@@ -35,6 +35,10 @@ type webhook struct {
 	CreatedAt   time.Time `json:"createdAt"`
 	UpdatedAt   time.Time `json:"updatedAt"`
 	TLS         struct{ MinVersion, RootCAs, Certificate string }
+
+	DisabledReason                     string
+	RetryPolicy, FinalStatuses         string
+	Timeout, MaxInFlight, MaxPerSecond int
 }
 
 func (w webhook) show() error {
@@ -45,13 +49,26 @@ func (w webhook) show() error {
 		field{"events", strings.Join(w.Events, ",")},
 		field{"active", yesNo(w.Active)},
 		field{"signed", yesNo(w.HasSecret)},
+		field{"disabled because", w.DisabledReason},
 		field{"description", w.Description},
+		field{"retry policy", w.RetryPolicy},
+		field{"final statuses", w.FinalStatuses},
+		field{"timeout", unlessZero(w.Timeout, " s")},
+		field{"most in flight", unlessZero(w.MaxInFlight, "")},
+		field{"most in a second", unlessZero(w.MaxPerSecond, "")},
 		field{"least TLS", w.TLS.MinVersion},
 		field{"authorities", subjects(w.TLS.RootCAs)},
 		field{"shows certificate", subjects(w.TLS.Certificate)},
 		field{"created", timestamp(w.CreatedAt)},
 		field{"updated", timestamp(w.UpdatedAt)},
 	)
+}
+
+func unlessZero(n int, unit string) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.Itoa(n) + unit
 }
 
 type webhookPage struct {
@@ -75,7 +92,7 @@ type createWebhookCmd struct {
 	GenerateSecret bool     `xor:"secret" env:"-" help:"Make a good secret and print it, this once."`
 	GenerateKey    bool     `xor:"secret" env:"-" help:"Make an Ed25519 key and print its public part: the receiver can verify and not sign."`
 	Description    string   `env:"-" placeholder:"TEXT" help:"What the webhook is for."`
-	webhookTLS
+	webhookOptions
 }
 
 // Help is what --help shows below the summary.
@@ -91,23 +108,17 @@ it shows posthorn verify.`
 
 // Run creates the webhook.
 func (c *createWebhookCmd) Run() error {
-	body := struct {
-		URL         string   `json:"url"`
-		Events      []string `json:"events"`
-		Secret      string   `json:"secret,omitempty"`
-		Generate    string   `json:"generateSecret,omitempty"`
-		Description string   `json:"description,omitempty"`
-		TLS         tlsBody  `json:"tls,omitempty"`
-	}{URL: c.URL, Events: c.Event, Secret: c.Secret, Description: c.Description}
-	var err error
-	if body.TLS, err = c.webhookTLS.body(); err != nil {
+	body := map[string]any{"url": c.URL, "events": c.Event, "description": c.Description}
+	if err := c.webhookOptions.add(body); err != nil {
 		return err
 	}
 	switch {
 	case c.GenerateSecret:
-		body.Generate = "hmac"
+		body["generateSecret"] = "hmac"
 	case c.GenerateKey:
-		body.Generate = "ed25519"
+		body["generateSecret"] = "ed25519"
+	case c.Secret != "":
+		body["secret"] = c.Secret
 	}
 	type created struct {
 		webhook
@@ -160,7 +171,7 @@ type updateWebhookCmd struct {
 	Secret        *string        `env:"POSTHORN_NEW_SECRET" placeholder:"SECRET" help:"Secret that signs the deliveries from now on. The empty string: sign no more."`
 	SecretOverlap *time.Duration `env:"-" placeholder:"DURATION" help:"How long the former secret goes on signing beside the new one (default 24h)."`
 	Description   *string        `env:"-" placeholder:"TEXT" help:"What the webhook is for."`
-	webhookTLS
+	webhookOptions
 	NoTLS bool `name:"no-tls" env:"-" help:"Connect as to all others: remove what the webhook has of its own for TLS."`
 }
 
@@ -179,35 +190,27 @@ While both secrets sign, receivers can change from the one to the other without 
 // body is the patch, with the fields that were given.
 func (c *updateWebhookCmd) body() (map[string]any, error) {
 	body := map[string]any{}
-	settings, err := c.webhookTLS.body()
-	switch {
-	case err != nil:
+	if err := c.webhookOptions.add(body); err != nil {
 		return nil, err
-	case c.NoTLS && settings != nil:
-		return nil, errors.New("--no-tls does not go with other flags for TLS")
-	case c.NoTLS:
+	}
+	if c.NoTLS {
+		if body["tls"] != nil {
+			return nil, errors.New("--no-tls does not go with other flags for TLS")
+		}
 		body["tls"] = tlsBody{}
-	case settings != nil:
-		body["tls"] = settings
 	}
-	if c.URL != nil {
-		body["url"] = *c.URL
-	}
+	given(body, "url", c.URL)
 	if c.Event != nil {
 		body["events"] = c.Event
 	}
 	if c.Activate || c.Deactivate {
 		body["active"] = c.Activate
 	}
-	if c.Secret != nil {
-		body["secret"] = *c.Secret
-	}
+	given(body, "secret", c.Secret)
 	if c.SecretOverlap != nil {
 		body["secretOverlap"] = int64(math.Ceil(c.SecretOverlap.Seconds()))
 	}
-	if c.Description != nil {
-		body["description"] = *c.Description
-	}
+	given(body, "description", c.Description)
 	return body, nil
 }
 

@@ -126,6 +126,12 @@ func (l *Limit) Failed(now time.Time, ago time.Duration) {
 	l.nextRound()
 }
 
+// SetMost changes what the limit can grow to.
+func (l *Limit) SetMost(most int) {
+	l.most = most
+	l.n = min(l.n, most)
+}
+
 // Cut makes the limit one.
 func (l *Limit) Cut(now time.Time) {
 	l.slowStart = false

@@ -14,14 +14,15 @@ import (
 func testWebhook(s *suite) {
 	w := posthorn.Webhook{
 		ID: s.uuid(), RepoID: repo, URL: "https://example.com/a?b=c#d", Events: []string{"push", "*", "issue"}, Active: true,
-		Description: "Übung “quoted” 😀",
+		Description: "Übung “quoted” 😀", DisabledReason: "answered 410",
 		Secrets: []posthorn.Secret{
 			{ID: "s2", Kind: posthorn.SecretEd25519, Sealed: "new", CreatedAt: start.Add(time.Second + 9).Local()},
 			{ID: "s1", Kind: posthorn.SecretHMAC, Sealed: "old", CreatedAt: start, ExpiresAt: start.Add(time.Hour).In(time.FixedZone("there", 3600))},
 			{Sealed: "imported"},
 		},
 		Options: posthorn.Options{
-			TLS: posthorn.TLS{MinVersion: "1.3", RootCAs: "-----“\n", Certificate: "cert", Key: "never stored", SealedKey: "sealed"},
+			TLS:         posthorn.TLS{MinVersion: "1.3", RootCAs: "-----“\n", Certificate: "cert", Key: "never stored", SealedKey: "sealed"},
+			RetryPolicy: "5s,1m±20%", FinalStatuses: "400-407,422", Timeout: 7 * time.Second, MaxInFlight: 3, MaxPerSecond: 4,
 		},
 		CreatedAt: start.Add(123 * time.Nanosecond), UpdatedAt: start.Add(time.Minute).Local(),
 	}
@@ -104,14 +105,14 @@ func testWebhookUpdate(s *suite) {
 	got, err := s.UpdateWebhook(s.Context(), repo, w.ID, func(u *posthorn.Webhook) error {
 		s.equal("what change is given", *u, w)
 		u.Seq, u.ID, u.RepoID, u.CreatedAt = 77, "other", "other", later // none of which can change
-		u.URL, u.Events, u.Active, u.Description = "http://example.org", []string{"tag"}, false, "why"
+		u.URL, u.Events, u.Active, u.DisabledReason, u.Description = "http://example.org", []string{"tag"}, false, "gone", "why"
 		u.TLS.RootCAs = "roots"
 		u.Secrets, u.UpdatedAt = []posthorn.Secret{{Sealed: "s"}}, later.Add(7*time.Nanosecond)
 		return nil
 	})
 	s.check(err)
 	want := posthorn.Webhook{
-		Seq: w.Seq, ID: w.ID, RepoID: repo, URL: "http://example.org", Events: []string{"tag"}, Description: "why",
+		Seq: w.Seq, ID: w.ID, RepoID: repo, URL: "http://example.org", Events: []string{"tag"}, DisabledReason: "gone", Description: "why",
 		Secrets: []posthorn.Secret{{Sealed: "s"}}, CreatedAt: start, UpdatedAt: later,
 		Options: posthorn.Options{TLS: posthorn.TLS{RootCAs: "roots"}},
 	}

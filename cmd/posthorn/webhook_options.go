@@ -4,9 +4,45 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"math"
 	"os"
 	"strings"
+	"time"
 )
+
+// webhookOptions is the flags for what a webhook can have in place of what the server has. Their names in the API are those in
+// camelCase.
+type webhookOptions struct {
+	RetryPolicy   *string        `env:"-" placeholder:"POLICY" help:"When a failing delivery is attempted again: musehub, standard, none, or delays such as 5s,1m,2h±20%%. '': as the server says."`
+	FinalStatuses *string        `env:"-" placeholder:"STATUS,…" help:"Statuses after which nothing is tried again, such as 400-407,422. '': as the server says."`
+	Timeout       *time.Duration `env:"-" placeholder:"DURATION" help:"How long one attempt may take, from 1s to 1m. 0s: as the server says."`
+	MaxInFlight   *int           `env:"-" placeholder:"N" help:"Requests that may be under way at once, within what the server allows. 0: just that."`
+	MaxPerSecond  *int           `env:"-" placeholder:"N" help:"Requests that may start in a second, evenly spread. 0: any number."`
+	webhookTLS
+}
+
+// add adds what was given to a body.
+func (o *webhookOptions) add(body map[string]any) error {
+	given(body, "retryPolicy", o.RetryPolicy)
+	given(body, "finalStatuses", o.FinalStatuses)
+	given(body, "maxInFlight", o.MaxInFlight)
+	given(body, "maxPerSecond", o.MaxPerSecond)
+	if o.Timeout != nil {
+		body["timeout"] = int64(math.Ceil(o.Timeout.Seconds()))
+	}
+	settings, err := o.webhookTLS.body()
+	if settings != nil {
+		body["tls"] = settings
+	}
+	return err
+}
+
+// given adds a field to a body if there is a value.
+func given[T any](body map[string]any, name string, value *T) {
+	if value != nil {
+		body[name] = *value
+	}
+}
 
 // webhookTLS is the flags that say what a webhook's connections have of their own.
 type webhookTLS struct {
