@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -189,8 +190,8 @@ func TestRetryOptions(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, posthorn.Config{RetryPolicy: &policy, FinalStatuses: "451"}, func(t *testing.T, w *world) {
 				hook := w.withOptions("r1", good, c.options)
-				asked := 0
-				w.answers(func(request) sender.Outcome { asked++; return c.answer(asked - 1) })
+				var asked atomic.Int32
+				w.answers(func(request) sender.Outcome { return c.answer(int(asked.Add(1)) - 1) })
 				w.dispatch("r1", "e1")
 				pass(2 * time.Minute)
 				if got := w.gaps(good); !slices.Equal(got, c.want) {
@@ -217,9 +218,10 @@ func TestRetryAfterHoldsAll(t *testing.T) {
 	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
 		w.webhook("r1", good)
 		w.webhook("r1", bad)
-		limited := true
+		var limited atomic.Bool
+		limited.Store(true)
 		w.answers(func(r request) sender.Outcome {
-			if r.url == bad && limited {
+			if r.url == bad && limited.Load() {
 				return sender.Outcome{Status: 429, Header: http.Header{"Retry-After": {"20"}}}
 			}
 			return ok200
@@ -236,7 +238,7 @@ func TestRetryAfterHoldsAll(t *testing.T) {
 		if n := len(w.seen(good)); n != 31 {
 			t.Errorf("the other one got %d requests", n)
 		}
-		limited = false
+		limited.Store(false)
 		pass(2 * time.Second)
 		synctest.Wait()
 		if n := len(w.seen(bad)); n != 32 { // the first one twice
@@ -249,9 +251,10 @@ func TestRetryAfterHoldsAll(t *testing.T) {
 func TestGone(t *testing.T) {
 	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
 		hook := w.withOptions("r1", good, posthorn.Options{MaxInFlight: 1})
-		gone := true
+		var gone atomic.Bool
+		gone.Store(true)
 		w.answers(func(request) sender.Outcome {
-			if gone {
+			if gone.Load() {
 				pass(time.Second) // in which all are dispatched
 				return sender.Outcome{Status: 410, Body: "closed"}
 			}
@@ -279,7 +282,7 @@ func TestGone(t *testing.T) {
 		if err != nil || audit.Items[0].Action != "webhook.disable" || audit.Items[0].Actor != "" || audit.Items[0].Subject != hook.ID {
 			t.Errorf("the audit log has %+v, %v", audit.Items, err)
 		}
-		gone = false
+		gone.Store(false)
 		if hook, err = w.UpdateWebhook(t.Context(), "r1", hook.ID, posthorn.WebhookPatch{Active: new(true)}); err != nil || hook.DisabledReason != "" {
 			t.Errorf("%+v, %v", hook, err)
 		}
@@ -291,8 +294,7 @@ func TestGone(t *testing.T) {
 		// Whose URL was changed meanwhile stays.
 		elsewhere := "https://elsewhere.example/"
 		w.answers(func(request) sender.Outcome {
-			if !gone {
-				gone = true
+			if !gone.Swap(true) {
 				if _, err := w.UpdateWebhook(context.Background(), "r1", hook.ID, posthorn.WebhookPatch{URL: &elsewhere}); err != nil {
 					t.Error(err)
 				}
