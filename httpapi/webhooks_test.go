@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/http"
@@ -184,6 +185,56 @@ func TestUpdateWebhook(t *testing.T) {
 	api.do("PATCH", path+"x", `{}`).problem(http.StatusNotFound, "Webhook not found", "")
 	if diff := cmp.Diff(want, api.do("GET", path, "").ok(http.StatusOK)); diff != "" {
 		t.Errorf("a refused change left something: -want +got:\n%s", diff)
+	}
+}
+
+// What a webhook has of its own is shown while it has it.
+func TestWebhookOptions(t *testing.T) {
+	api := newTestAPI(t, posthorn.Config{})
+	options := map[string]any{
+		"retryPolicy": "5s,1m±20%", "finalStatuses": "400-407,422", "timeout": 5.0, "maxInFlight": 3.0, "maxPerSecond": 7.0,
+	}
+	body := map[string]any{"url": "https://example.com/", "events": []string{"push"}}
+	maps.Copy(body, options)
+	encode := func(v any) string {
+		b, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	check := func(what string, shown map[string]any, want map[string]any) {
+		t.Helper()
+		for name := range options {
+			if shown[name] != want[name] {
+				t.Errorf("%s: %s is %v, want %v", what, name, shown[name], want[name])
+			}
+		}
+	}
+	a := api.do("POST", "/api/v1/repos/r1/webhooks", encode(body))
+	created := a.ok(http.StatusCreated)
+	api.matches("createWebhook", a)
+	check("created", created, options)
+	path := "/api/v1/repos/r1/webhooks/" + created["webhookId"].(string)
+	for _, patch := range []map[string]any{
+		{"retryPolicy": "none"}, {"finalStatuses": "410"}, {"timeout": 60.0}, {"maxInFlight": 1.0}, {"maxPerSecond": 10_000.0},
+	} {
+		maps.Copy(options, patch)
+		a := api.do("PATCH", path, encode(patch))
+		check(encode(patch), a.ok(http.StatusOK), options)
+		api.matches("updateWebhook", a)
+	}
+	unset := api.do("PATCH", path, `{"retryPolicy":"","finalStatuses":"","timeout":0,"maxInFlight":0,"maxPerSecond":0}`).ok(http.StatusOK)
+	check("unset", unset, nil)
+	for name, bad := range map[string][]string{
+		"retryPolicy": {`"often"`, `null`, `5`}, "finalStatuses": {`"4xx"`, `[404]`}, "timeout": {`61`, `-1`, `0.5`, `"5"`, `9223372036854775807`},
+		"maxInFlight": {`-1`, `10001`, `true`}, "maxPerSecond": {`-1`, `10001`, `1.5`},
+	} {
+		for _, value := range bad {
+			api.do("PATCH", path, `{"`+name+`":`+value+`}`).problem(http.StatusUnprocessableEntity, name+": ", name)
+			api.do("POST", "/api/v1/repos/r1/webhooks", `{"url":"https://example.com/","events":["push"],"`+name+`":`+value+`}`).
+				problem(http.StatusUnprocessableEntity, name+": ", name)
+		}
 	}
 }
 
