@@ -325,12 +325,17 @@ func (d *Dispatcher) storeFailed(doing string, err error) {
 	if errors.Is(err, context.Canceled) {
 		return
 	}
-	last, _ := d.complain.Load(doing)
+	d.complainAbout(doing, func() { d.log.Error("the store fails; trying again", "doing", doing, "error", err) })
+}
+
+// complainAbout logs something, and not too often.
+func (d *Dispatcher) complainAbout(what string, log func()) {
+	last, _ := d.complain.Load(what)
 	if t, ok := last.(time.Time); ok && time.Since(t) < complainEvery {
 		return
 	}
-	d.complain.Store(doing, time.Now())
-	d.log.Error("the store fails; trying again", "doing", doing, "error", err)
+	d.complain.Store(what, time.Now())
+	log()
 }
 
 // committed tells a recorded result to those who wait for it.

@@ -12,6 +12,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/musehub/posthorn/internal/filter"
 	"github.com/musehub/posthorn/internal/rawjson"
 )
 
@@ -105,13 +106,17 @@ func (d *Dispatcher) DispatchBatch(ctx context.Context, events []Event) ([]Recei
 	receipts := make([]Receipt, len(events))
 	var wanted []acceptance
 	var indexes []int // of those that are wanted
+	var subs *subscribers
 	deliveries := 0
 	for i, event := range prepared {
-		// Events alike go to the same webhooks, whatever is changed at this moment.
-		var webhooks []DueWebhook
-		if n := len(wanted); n > 0 && wanted[n-1].event.RepoID == event.RepoID && wanted[n-1].event.Type == event.Type {
-			webhooks = wanted[n-1].webhooks
-		} else if webhooks, err = d.match(ctx, event); err != nil {
+		// Events of one repo, one after the other, go to the same webhooks, whatever is changed at this moment.
+		if i == 0 || event.RepoID != prepared[i-1].RepoID {
+			if subs, err = d.subscriptions.of(ctx, event.RepoID); err != nil {
+				return nil, err
+			}
+		}
+		webhooks, err := d.wanting(subs, event)
+		if err != nil {
 			return nil, err
 		}
 		if deliveries += len(webhooks); deliveries > MaxBatchDeliveries && len(wanted) > 0 && len(webhooks) > 0 {
@@ -244,7 +249,55 @@ func (d *Dispatcher) match(ctx context.Context, event *AcceptedEvent) ([]DueWebh
 	if err != nil {
 		return nil, err
 	}
-	return subs.wanting(event.Type), nil
+	return d.wanting(subs, event)
+}
+
+func (d *Dispatcher) wanting(subs *subscribers, event *AcceptedEvent) ([]DueWebhook, error) {
+	return subs.wanting(event.Type).of(event, func(w DueWebhook, err error) {
+		d.complainAbout("filter", func() {
+			d.log.Warn("the filter of a webhook can't be evaluated, so the webhook does not get the event",
+				"repo", w.RepoID, "webhook", w.ID, "event", event.ID, "error", err)
+		})
+	})
+}
+
+// FilterResult is what a filter makes of a past event.
+type FilterResult struct {
+	Event   AcceptedEvent
+	Matches bool
+	Err     error // why that can't be told; the webhook would not get the event
+}
+
+// TestFilter says which of the newest events of a repo that are stored, at most 200, a filter would let through. CodeInvalid if it can't be
+// read (see [Options]).
+func (d *Dispatcher) TestFilter(ctx context.Context, repoID, expression string, limit int) ([]FilterResult, error) {
+	f, err := filter.Compile(expression)
+	if err != nil {
+		return nil, &Error{Code: CodeInvalid, Field: "filter", Message: err.Error(), Err: err}
+	}
+	if limit < 1 || limit > 200 {
+		return nil, invalid("limit", "it is from 1 to 200")
+	}
+	var results []FilterResult
+	for q := (EventQuery{RepoID: repoID, Limit: limit}); q.Limit > 0; q.Limit = limit - len(results) {
+		page, err := d.Events(ctx, q)
+		if err != nil {
+			return nil, err
+		}
+		for i := range page.Items {
+			r := FilterResult{Event: page.Items[i]}
+			e, err := filterable(&r.Event)
+			if err != nil {
+				return nil, err
+			}
+			r.Matches, r.Err = f.Match(e)
+			results = append(results, r)
+		}
+		if q.Before = page.Next; q.Before == 0 {
+			break
+		}
+	}
+	return results, nil
 }
 
 // unwanted answers for an event that no webhook wants now, and for which nothing is stored. If its ID is the caller's, one

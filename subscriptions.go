@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/musehub/posthorn/internal/filter"
 	"github.com/musehub/posthorn/internal/secretbox"
 	"github.com/musehub/posthorn/internal/sender"
 	"github.com/musehub/posthorn/signature"
@@ -43,6 +44,9 @@ type subscriptions struct {
 	useMu   sync.Mutex
 	uses    map[*use]struct{}
 
+	filterMu sync.Mutex
+	filters  map[string]*filter.Filter // by their text: a repo is loaded again with each change, and compiling takes a while
+
 	stripes [64]stripe // each for the repos whose hash it has
 	seed    maphash.Seed
 }
@@ -58,28 +62,80 @@ type subscribers struct {
 	bySeq   map[int64]*target
 	loaded  time.Time // when the load began
 	expires time.Time // when the first of their secrets expires, which makes all of this stale; zero: never
-	byType  sync.Map  // of an event, to the webhooks that want it as []DueWebhook
+	byType  sync.Map  // of an event, to the webhooks that want it as wanted
+}
+
+// wanted are the webhooks that want events of a type.
+type wanted struct {
+	webhooks []DueWebhook
+	filters  []*filter.Filter // of each, nil for none; all nil: there is nothing to filter
 }
 
 // wanting returns the webhooks that want events of a type, one of those known.
-func (s *subscribers) wanting(eventType string) []DueWebhook {
+func (s *subscribers) wanting(eventType string) wanted {
 	if known, ok := s.byType.Load(eventType); ok {
-		return known.([]DueWebhook)
+		return known.(wanted)
 	}
-	var wanting []DueWebhook
+	var w wanted
+	filtered := false
 	for _, t := range s.targets {
-		if t.Subscribes(eventType) {
-			wanting = append(wanting, DueWebhook{Seq: t.Seq, ID: t.ID, RepoID: t.RepoID})
+		if !t.Subscribes(eventType) {
+			continue
+		}
+		w.webhooks = append(w.webhooks, DueWebhook{Seq: t.Seq, ID: t.ID, RepoID: t.RepoID})
+		f := t.filter
+		if eventType == EventPing {
+			f = nil
+		}
+		filtered = filtered || f != nil
+		w.filters = append(w.filters, f)
+	}
+	if !filtered {
+		w.filters = nil
+	}
+	s.byType.Store(eventType, w)
+	return w
+}
+
+// of returns those whose filter, if they have one, is true for an event. What can't be told is told to failed.
+func (w wanted) of(event *AcceptedEvent, failed func(DueWebhook, error)) ([]DueWebhook, error) {
+	if w.filters == nil {
+		return w.webhooks, nil
+	}
+	e, err := filterable(event)
+	if err != nil {
+		return nil, err
+	}
+	var passed []DueWebhook
+	for i, f := range w.filters {
+		if f == nil {
+			passed = append(passed, w.webhooks[i])
+			continue
+		}
+		matches, err := f.Match(e)
+		if err != nil {
+			failed(w.webhooks[i], err)
+		}
+		if matches {
+			passed = append(passed, w.webhooks[i])
 		}
 	}
-	s.byType.Store(eventType, wanting)
-	return wanting
+	return passed, nil
+}
+
+func filterable(event *AcceptedEvent) (filter.Event, error) {
+	payload, err := filter.Decode(event.Payload)
+	if err != nil {
+		return filter.Event{}, Errorf(CodeInternal, "read the payload of event %s for filters: %w", event.ID, err)
+	}
+	return filter.Event{ID: event.ID, Type: event.Type, Payload: payload}, nil
 }
 
 // target is a webhook ready to be sent to.
 type target struct {
 	Webhook
 	retry   RetryPolicy
+	filter  *filter.Filter
 	flow    flow
 	url     *url.URL
 	tls     sender.TLS
@@ -256,6 +312,27 @@ func (s *subscriptions) stripe(repoID string) *stripe {
 	return &s.stripes[maphash.String(s.seed, repoID)%uint64(len(s.stripes))]
 }
 
+// maxFilters is how many compiled filters are kept.
+const maxFilters = 10_000
+
+// filter compiles a filter. One that can't be compiled, which no webhook was given in this way, wants nothing.
+func (s *subscriptions) filter(text string) *filter.Filter {
+	s.filterMu.Lock()
+	defer s.filterMu.Unlock()
+	if f := s.filters[text]; f != nil {
+		return f
+	}
+	f, err := filter.Compile(text)
+	if err != nil {
+		f = filter.Nothing(err)
+	}
+	if s.filters == nil || len(s.filters) >= maxFilters {
+		s.filters = map[string]*filter.Filter{}
+	}
+	s.filters[text] = f
+	return f
+}
+
 // prepare makes a webhook ready to be sent to. What can't be read makes its deliveries fail and nothing else.
 func (s *subscriptions) prepare(w Webhook, now time.Time, subs *subscribers) *target {
 	t := &target{
@@ -270,6 +347,9 @@ func (s *subscriptions) prepare(w Webhook, now time.Time, subs *subscribers) *ta
 	}
 	t.FinalStatuses = cmp.Or(w.FinalStatuses, s.cfg.FinalStatuses)
 	t.Timeout = cmp.Or(w.Timeout, s.cfg.Timeout)
+	if w.Filter != "" {
+		t.filter = s.filter(w.Filter)
+	}
 	if t.url, _ = sender.ParseURL(w.URL); t.url == nil {
 		t.err = errors.New("the webhook's URL can't be parsed") // an import has brought it in unchecked
 		return t

@@ -8,6 +8,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/musehub/posthorn/internal/filter"
 	"github.com/musehub/posthorn/internal/sender"
 )
 
@@ -20,7 +21,7 @@ type Webhook struct {
 	ID     string
 	RepoID string
 	URL    string
-	Events []string // event types in the order given, or [AllEvents]
+	Events []string // event types in the order given, patterns such as "issue.*", or [AllEvents]
 	Active bool
 	// DisabledReason says why the Dispatcher has made the webhook inactive; empty if a person did, or nobody. It is forgotten when
 	// Active is set.
@@ -47,6 +48,10 @@ type Options struct {
 	MaxInFlight int `json:"maxInFlight,omitempty"`
 	// MaxPerSecond is how many requests may start in a second, at each node, evenly spread; zero: any number. At most [MaxPerSecondLimit].
 	MaxPerSecond int `json:"maxPerSecond,omitempty"`
+
+	// Filter is an expression that says which of the events the webhook wants, in CEL (https://cel.dev), on id, type and payload:
+	// payload.branch == "main". One that can't be evaluated for an event doesn't want it. Empty: all of them.
+	Filter string `json:"filter,omitempty"`
 }
 
 // TLS is what a webhook's connections have of their own. What is empty is as the node has it ([Config.RootCAs] and so on).
@@ -65,7 +70,7 @@ const MaxURLLength = 2048
 type NewWebhook struct {
 	RepoID      string
 	URL         string
-	Events      []string // event types of [Config.EventTypes], "ping", or [AllEvents]
+	Events      []string // event types of [Config.EventTypes], "ping", patterns such as "issue.*", or [AllEvents]
 	Secret      string   // signs the deliveries (see [Dispatcher.RotateSecret]); empty: they go out unsigned
 	Description string   // free text of at most [MaxDescriptionLength] characters
 	Options
@@ -86,6 +91,7 @@ type WebhookPatch struct {
 	Timeout       *time.Duration
 	MaxInFlight   *int
 	MaxPerSecond  *int
+	Filter        *string
 
 	// Secret replaces the signing secret; the empty string removes all secrets.
 	Secret *string
@@ -115,7 +121,15 @@ func (w *Webhook) Subscribes(eventType string) bool {
 	if !w.Active {
 		return false
 	}
-	return eventType == EventPing || slices.Contains(w.Events, eventType) || slices.Contains(w.Events, AllEvents)
+	return eventType == EventPing || slices.ContainsFunc(w.Events, func(pattern string) bool { return covers(pattern, eventType) })
+}
+
+// covers reports whether an event type, a pattern that ends in ".*", or AllEvents stands for a type.
+func covers(pattern, eventType string) bool {
+	if start, ok := strings.CutSuffix(pattern, "*"); ok && (start == "" || strings.HasSuffix(start, ".")) {
+		return strings.HasPrefix(eventType, start)
+	}
+	return pattern == eventType
 }
 
 // WebhookQuery selects webhooks, in the order of their creation.
@@ -220,7 +234,8 @@ func (p *WebhookPatch) fields() string {
 	}{
 		{"url", p.URL != nil}, {"events", p.Events != nil}, {"active", p.Active != nil}, {"description", p.Description != nil},
 		{"tls", p.TLS != nil}, {"retryPolicy", p.RetryPolicy != nil}, {"finalStatuses", p.FinalStatuses != nil}, {"timeout", p.Timeout != nil},
-		{"maxInFlight", p.MaxInFlight != nil}, {"maxPerSecond", p.MaxPerSecond != nil}, {"secret", p.Secret != nil},
+		{"maxInFlight", p.MaxInFlight != nil}, {"maxPerSecond", p.MaxPerSecond != nil},
+		{"filter", p.Filter != nil}, {"secret", p.Secret != nil},
 	} {
 		if f.given {
 			names = append(names, f.name)
@@ -244,6 +259,7 @@ func (d *Dispatcher) patch(w *Webhook, p WebhookPatch) error {
 	set(&w.Timeout, p.Timeout)
 	set(&w.MaxInFlight, p.MaxInFlight)
 	set(&w.MaxPerSecond, p.MaxPerSecond)
+	set(&w.Filter, p.Filter)
 	if p.TLS != nil {
 		if err := d.setTLS(w, *p.TLS); err != nil {
 			return err
@@ -355,7 +371,7 @@ func (d *Dispatcher) checkWebhook(w *Webhook) error {
 	}
 	var unknown []string
 	for i, t := range w.Events {
-		if t != AllEvents && !d.knows(t) {
+		if !slices.ContainsFunc(d.EventTypes(), func(known string) bool { return covers(t, known) }) {
 			unknown = append(unknown, fmt.Sprintf("%.128q", t))
 		}
 		if slices.Contains(w.Events[:i], t) {
@@ -389,6 +405,11 @@ func (o *Options) check() error {
 	}
 	if o.MaxPerSecond < 0 || o.MaxPerSecond > MaxPerSecondLimit {
 		return invalid("maxPerSecond", "it is from 1 to %d, or 0 for any number", MaxPerSecondLimit)
+	}
+	if o.Filter != "" {
+		if _, err := filter.Compile(o.Filter); err != nil {
+			return &Error{Code: CodeInvalid, Field: "filter", Message: err.Error(), Err: err}
+		}
 	}
 	return nil
 }

@@ -76,6 +76,33 @@ type eventTypesJSON struct {
 	EventTypes []string `json:"eventTypes" nullable:"false"`
 }
 
+// filterTestJSON is the body that asks what a filter makes of past events.
+type filterTestJSON struct {
+	_      struct{} `additionalProperties:"false"`
+	Filter string   `json:"filter" maxLength:"2048" doc:"An expression in CEL on id, type and payload" example:"payload.branch == 'main'"`
+	Limit  *int     `json:"limit,omitempty" minimum:"1" maximum:"200" doc:"How many of the newest events it is tried on; 100 if it isn't given"`
+}
+
+// filteredJSON is what it makes of one.
+type filteredJSON struct {
+	EventID   string `json:"eventId"`
+	EventType string `json:"eventType"`
+	CreatedAt string `json:"createdAt" format:"date-time"`
+	Matches   bool   `json:"matches" doc:"A webhook with the filter would get it"`
+	Error     string `json:"error,omitempty" doc:"Why that can't be told: the webhook would not get it"`
+}
+
+// filterTestedJSON is the answer.
+type filterTestedJSON struct {
+	Matched int            `json:"matched" doc:"How many it lets through"`
+	Events  []filteredJSON `json:"events" nullable:"false" doc:"The newest first"`
+}
+
+type filterTestInput struct {
+	RepoID string `path:"repoId"`
+	jsonBody[filterTestJSON]
+}
+
 type listEventsInput struct {
 	RepoID string `path:"repoId"`
 	Limit  int    `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"A page may hold fewer and not be the last"`
@@ -119,9 +146,36 @@ func (s *server) registerEvents() {
 		Summary: "Get an event",
 	}, posthorn.ScopeEventsRead, s.getEvent)
 	operation(s, huma.Operation{
+		OperationID: "testFilter", Method: http.MethodPost, Path: "/repos/{repoId}/filter-test", Tags: tags,
+		Summary: "Try a filter", Description: "Says which of the newest events that are stored the filter of a webhook would let through. Nothing is sent.",
+	}, posthorn.ScopeEventsRead, s.testFilter)
+	operation(s, huma.Operation{
 		OperationID: "listEventTypes", Method: http.MethodGet, Path: "/event-types", Tags: tags,
 		Summary: "List the types of events",
 	}, posthorn.ScopeEventsRead, s.listEventTypes)
+}
+
+func (s *server) testFilter(ctx context.Context, in *filterTestInput) (*output[filterTestedJSON], error) {
+	limit := 100
+	if in.body.Limit != nil {
+		limit = *in.body.Limit
+	}
+	results, err := s.dispatcher.TestFilter(ctx, in.RepoID, in.body.Filter, limit)
+	if err != nil {
+		return nil, err
+	}
+	tested := filterTestedJSON{Events: make([]filteredJSON, len(results))}
+	for i, r := range results {
+		shown := filteredJSON{EventID: r.Event.ID, EventType: r.Event.Type, CreatedAt: timestamp(r.Event.CreatedAt), Matches: r.Matches}
+		if r.Err != nil {
+			shown.Error = r.Err.Error()
+		}
+		if r.Matches {
+			tested.Matched++
+		}
+		tested.Events[i] = shown
+	}
+	return &output[filterTestedJSON]{tested}, nil
 }
 
 func (s *server) postEvent(ctx context.Context, in *postInput[newEventJSON]) (*postOutput[receiptJSON], error) {

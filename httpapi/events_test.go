@@ -236,3 +236,44 @@ func TestPayloadsOutliveTheirBodies(t *testing.T) {
 		<-api.made
 	}
 }
+
+// A filter is tried on what is stored, and says of each event whether a webhook would get it.
+func TestFilterTest(t *testing.T) {
+	api := startAPI(t, posthorn.Config{})
+	url := receiver(t, func(http.ResponseWriter, *http.Request) {})
+	api.do("POST", "/api/v1/repos/r1/webhooks", `{"url":"`+url+`","events":["push"]}`).ok(http.StatusCreated)
+	for _, payload := range []string{`{"branch":"main"}`, `{"branch":"x"}`, `{}`} {
+		api.do("POST", "/api/v1/repos/r1/events", `{"eventType":"push","payload":`+payload+`}`).ok(http.StatusAccepted)
+		<-api.made
+	}
+	a := api.do("POST", "/api/v1/repos/r1/filter-test", `{"filter":"payload.branch == 'main'"}`)
+	tested := a.ok(http.StatusOK)
+	api.matches("testFilter", a)
+	events := tested["events"].([]any)
+	if tested["matched"] != 1.0 || len(events) != 3 {
+		t.Fatalf("%s", a.body)
+	}
+	for i, want := range []struct {
+		matches bool
+		err     string
+	}{{false, "no such key: branch"}, {false, ""}, {true, ""}} {
+		e := events[i].(map[string]any)
+		text, _ := e["error"].(string)
+		if e["matches"] != want.matches || text != want.err || e["eventType"] != "push" || e["eventId"] == "" {
+			t.Errorf("event %d: %v", i, e)
+		}
+	}
+	try := func(repo, body string) answer { return api.do("POST", "/api/v1/repos/"+repo+"/filter-test", body) }
+	if n := len(try("r1", `{"filter":"true","limit":2}`).ok(http.StatusOK)["events"].([]any)); n != 2 {
+		t.Errorf("%d events with the limit 2", n)
+	}
+	if n := len(try("empty", `{"filter":"true"}`).ok(http.StatusOK)["events"].([]any)); n != 0 {
+		t.Errorf("%d events in another repo", n)
+	}
+	for body, field := range map[string]string{
+		`{"filter":"nonsense("}`: "filter", `{"filter":"1"}`: "filter", `{}`: "filter", `{"filter":""}`: "filter",
+		`{"filter":"true","limit":0}`: "limit", `{"filter":"true","limit":201}`: "limit",
+	} {
+		try("r1", body).problem(http.StatusUnprocessableEntity, field+": ", field)
+	}
+}

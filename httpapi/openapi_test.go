@@ -39,6 +39,7 @@ var routes = map[string]posthorn.Scope{
 	"POST /api/v1/check-url":                                                             posthorn.ScopeWebhooksWrite,
 	"POST /api/v1/repos/{repoId}/events":                                                 posthorn.ScopeEventsWrite,
 	"POST /api/v1/repos/{repoId}/events:batch":                                           posthorn.ScopeEventsWrite,
+	"POST /api/v1/repos/{repoId}/filter-test":                                            posthorn.ScopeEventsRead,
 	"POST /api/v1/repos/{repoId}/webhooks":                                               posthorn.ScopeWebhooksWrite,
 	"POST /api/v1/repos/{repoId}/webhooks/{webhookId}/deliveries/{deliveryId}/redeliver": posthorn.ScopeDeliveriesWrite,
 	"POST /api/v1/repos/{repoId}/webhooks/{webhookId}/ping":                              posthorn.ScopeWebhooksWrite,
@@ -96,7 +97,7 @@ func TestDocument(t *testing.T) {
 		}
 	})
 	for name, schema := range schemas {
-		isRequest := slices.Contains([]string{"NewWebhook", "WebhookPatch", "NewEvent", "NewEvents", "NewSecret", "NewTLS", "NewToken", "CheckedURL"}, name)
+		isRequest := slices.Contains([]string{"NewWebhook", "WebhookPatch", "NewEvent", "NewEvents", "NewSecret", "NewTLS", "NewToken", "CheckedURL", "FilterTest"}, name)
 		if more := schema.(map[string]any)["additionalProperties"]; more != !isRequest {
 			t.Errorf("%s: additionalProperties is %v", name, more)
 		}
@@ -117,7 +118,7 @@ func checkOperation(t *testing.T, route string, op map[string]any) {
 		t.Errorf("%s has the path parameters %v", route, inPath)
 	}
 	hasBody := strings.HasPrefix(route, "PATCH") || strings.HasSuffix(route, "/webhooks") && route[0] == 'P' || strings.Contains(route, "/events") && route[0] == 'P' ||
-		strings.HasSuffix(route, "/secrets") && route[0] == 'P' || strings.HasSuffix(route, "/check-url") || route == "POST /api/v1/tokens"
+		strings.HasSuffix(route, "/secrets") && route[0] == 'P' || strings.HasSuffix(route, "/check-url") || strings.HasSuffix(route, "/filter-test") || route == "POST /api/v1/tokens"
 	if (op["requestBody"] != nil) != hasBody {
 		t.Errorf("%s: request body %v", route, op["requestBody"])
 	}

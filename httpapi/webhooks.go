@@ -33,13 +33,14 @@ type optionsJSON struct {
 	FinalStatuses *string `json:"finalStatuses,omitempty" doc:"Statuses after which nothing is tried again. Empty: the server's" example:"400-407,422"`
 	Timeout       *int64  `json:"timeout,omitempty" minimum:"0" maximum:"60" doc:"How many seconds an attempt may take. 0: the server's"`
 	MaxInFlight   *int    `json:"maxInFlight,omitempty" minimum:"0" maximum:"10000" doc:"How many requests may be under way at once, within what the server allows. 0: just that"`
+	Filter        *string `json:"filter,omitempty" maxLength:"2048" doc:"An expression in CEL on id, type and payload: only events for which it is true are sent. Empty: all" example:"payload.branch == 'main'"`
 	MaxPerSecond  *int    `json:"maxPerSecond,omitempty" minimum:"0" maximum:"10000" doc:"How many requests may start in a second, evenly spread. 0: any number"`
 }
 
 func showOptions(o *posthorn.Options) optionsJSON {
 	return optionsJSON{
 		RetryPolicy: ifSet(o.RetryPolicy), FinalStatuses: ifSet(string(o.FinalStatuses)), Timeout: ifSet(int64(o.Timeout / time.Second)),
-		MaxInFlight: ifSet(o.MaxInFlight), MaxPerSecond: ifSet(o.MaxPerSecond),
+		MaxInFlight: ifSet(o.MaxInFlight), MaxPerSecond: ifSet(o.MaxPerSecond), Filter: ifSet(o.Filter),
 	}
 }
 
@@ -56,7 +57,7 @@ func ifSet[T comparable](v T) *T {
 func (o *optionsJSON) options() posthorn.Options {
 	return posthorn.Options{
 		RetryPolicy: orZero(o.RetryPolicy), FinalStatuses: posthorn.Statuses(orZero(o.FinalStatuses)), Timeout: seconds(orZero(o.Timeout)),
-		MaxInFlight: orZero(o.MaxInFlight), MaxPerSecond: orZero(o.MaxPerSecond),
+		MaxInFlight: orZero(o.MaxInFlight), MaxPerSecond: orZero(o.MaxPerSecond), Filter: orZero(o.Filter),
 	}
 }
 
@@ -70,7 +71,7 @@ func orZero[T any](p *T) (v T) {
 // patch has a patch change what the body gives.
 func (o *optionsJSON) patch(p *posthorn.WebhookPatch) {
 	given := o.options()
-	p.RetryPolicy, p.MaxInFlight, p.MaxPerSecond = o.RetryPolicy, o.MaxInFlight, o.MaxPerSecond
+	p.RetryPolicy, p.MaxInFlight, p.MaxPerSecond, p.Filter = o.RetryPolicy, o.MaxInFlight, o.MaxPerSecond, o.Filter
 	if o.FinalStatuses != nil {
 		p.FinalStatuses = &given.FinalStatuses
 	}
@@ -129,7 +130,7 @@ type webhookListJSON struct {
 type newWebhookJSON struct {
 	_      struct{} `additionalProperties:"false"`
 	URL    string   `json:"url" minLength:"1" maxLength:"2048" doc:"Where to send the events: http or https" example:"https://example.com/hook"`
-	Events []string `json:"events" nullable:"false" minItems:"1" doc:"Types of events, or * for all"`
+	Events []string `json:"events" nullable:"false" minItems:"1" doc:"Types of events, patterns such as issue.*, or * for all"`
 	Secret string   `json:"secret,omitempty" doc:"Signs the deliveries; without one they go out unsigned. whsec_… is base64-decoded to the key"`
 	// GenerateSecret stands in the place of Secret.
 	GenerateSecret string      `json:"generateSecret,omitempty" enum:"hmac,ed25519" doc:"Generates the secret: hmac, which the answer shows this once, or an Ed25519 key, of which it shows the public one"`

@@ -193,6 +193,7 @@ func TestWebhookOptions(t *testing.T) {
 	api := newTestAPI(t, posthorn.Config{})
 	options := map[string]any{
 		"retryPolicy": "5s,1m±20%", "finalStatuses": "400-407,422", "timeout": 5.0, "maxInFlight": 3.0, "maxPerSecond": 7.0,
+		"filter": `payload.branch == "main"`,
 	}
 	body := map[string]any{"url": "https://example.com/", "events": []string{"push"}}
 	maps.Copy(body, options)
@@ -217,18 +218,19 @@ func TestWebhookOptions(t *testing.T) {
 	check("created", created, options)
 	path := "/api/v1/repos/r1/webhooks/" + created["webhookId"].(string)
 	for _, patch := range []map[string]any{
-		{"retryPolicy": "none"}, {"finalStatuses": "410"}, {"timeout": 60.0}, {"maxInFlight": 1.0}, {"maxPerSecond": 10_000.0},
+		{"retryPolicy": "none"}, {"finalStatuses": "410"}, {"timeout": 60.0}, {"maxInFlight": 1.0}, {"filter": "true"}, {"maxPerSecond": 10_000.0},
 	} {
 		maps.Copy(options, patch)
 		a := api.do("PATCH", path, encode(patch))
 		check(encode(patch), a.ok(http.StatusOK), options)
 		api.matches("updateWebhook", a)
 	}
-	unset := api.do("PATCH", path, `{"retryPolicy":"","finalStatuses":"","timeout":0,"maxInFlight":0,"maxPerSecond":0}`).ok(http.StatusOK)
+	unset := api.do("PATCH", path, `{"retryPolicy":"","finalStatuses":"","timeout":0,"maxInFlight":0,"maxPerSecond":0,"filter":""}`).ok(http.StatusOK)
 	check("unset", unset, nil)
 	for name, bad := range map[string][]string{
 		"retryPolicy": {`"often"`, `null`, `5`}, "finalStatuses": {`"4xx"`, `[404]`}, "timeout": {`61`, `-1`, `0.5`, `"5"`, `9223372036854775807`},
 		"maxInFlight": {`-1`, `10001`, `true`}, "maxPerSecond": {`-1`, `10001`, `1.5`},
+		"filter": {`"branch == 1"`, `1`},
 	} {
 		for _, value := range bad {
 			api.do("PATCH", path, `{"`+name+`":`+value+`}`).problem(http.StatusUnprocessableEntity, name+": ", name)

@@ -130,6 +130,42 @@ func (c *getEventCmd) Run() error {
 	})
 }
 
+type filterTestCmd struct {
+	connection
+	repoFlag
+	Filter string `arg:"" help:"The expression."`
+	Limit  int    `env:"-" default:"100" placeholder:"N" help:"How many of the newest events it is tried on, at most 200 (default ${default})."`
+}
+
+// Help is what --help shows below the summary.
+func (*filterTestCmd) Help() string {
+	return `An expression in CEL says which events a webhook wants (webhooks create --filter). It can name id, type and payload:
+
+    posthorn filter-test --repo r1 'payload.branch == "main" && payload.commitCount > 1'
+    posthorn filter-test --repo r1 'has(payload.labels) && payload.labels.exists(l, l == "bug")'
+
+Where it can't be evaluated, as for a field that isn't there, the webhook would not get the event. Nothing is sent.`
+}
+
+// Run asks the server.
+func (c *filterTestCmd) Run() error {
+	body := map[string]any{"filter": c.Filter, "limit": c.Limit}
+	return perform(c.connection, request{method: http.MethodPost, path: c.path("filter-test"), body: body}, func(tested struct {
+		Matched int
+		Events  []struct {
+			EventID, EventType, Error string
+			CreatedAt                 time.Time
+			Matches                   bool
+		}
+	}) error {
+		var rows [][]string
+		for _, e := range tested.Events {
+			rows = append(rows, []string{timestamp(e.CreatedAt), e.EventID, e.EventType, yesNo(e.Matches), abbreviate(e.Error, 60)})
+		}
+		return table(os.Stdout, []string{"TIME", "EVENT", "TYPE", "MATCHES", "ERROR"}, rows)
+	})
+}
+
 type eventTypesCmd struct {
 	connection
 }

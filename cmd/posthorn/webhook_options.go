@@ -17,6 +17,7 @@ type webhookOptions struct {
 	FinalStatuses *string        `env:"-" placeholder:"STATUS,…" help:"Statuses after which nothing is tried again, such as 400-407,422. '': as the server says."`
 	Timeout       *time.Duration `env:"-" placeholder:"DURATION" help:"How long one attempt may take, from 1s to 1m. 0s: as the server says."`
 	MaxInFlight   *int           `env:"-" placeholder:"N" help:"Requests that may be under way at once, within what the server allows. 0: just that."`
+	Filter        *string        `env:"-" placeholder:"EXPRESSION" help:"Which of the events it wants, in CEL on id, type and payload, such as payload.branch == \"main\"; see posthorn filter-test. '': all."`
 	MaxPerSecond  *int           `env:"-" placeholder:"N" help:"Requests that may start in a second, evenly spread. 0: any number."`
 	webhookTLS
 }
@@ -27,6 +28,7 @@ func (o *webhookOptions) add(body map[string]any) error {
 	given(body, "finalStatuses", o.FinalStatuses)
 	given(body, "maxInFlight", o.MaxInFlight)
 	given(body, "maxPerSecond", o.MaxPerSecond)
+	given(body, "filter", o.Filter)
 	if o.Timeout != nil {
 		body["timeout"] = int64(math.Ceil(o.Timeout.Seconds()))
 	}

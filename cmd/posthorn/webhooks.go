@@ -37,7 +37,7 @@ type webhook struct {
 	TLS         struct{ MinVersion, RootCAs, Certificate string }
 
 	DisabledReason                     string
-	RetryPolicy, FinalStatuses         string
+	RetryPolicy, FinalStatuses, Filter string
 	Timeout, MaxInFlight, MaxPerSecond int
 }
 
@@ -51,6 +51,7 @@ func (w webhook) show() error {
 		field{"signed", yesNo(w.HasSecret)},
 		field{"disabled because", w.DisabledReason},
 		field{"description", w.Description},
+		field{"filter", w.Filter},
 		field{"retry policy", w.RetryPolicy},
 		field{"final statuses", w.FinalStatuses},
 		field{"timeout", unlessZero(w.Timeout, " s")},
@@ -87,7 +88,7 @@ type createWebhookCmd struct {
 	connection
 	repoFlag
 	URL            string   `name:"url" env:"-" required:"" placeholder:"URL" help:"Where the events are POSTed to."`
-	Event          []string `short:"e" env:"-" required:"" placeholder:"TYPE" help:"Event type to subscribe to, or '*' for all. Can be repeated."`
+	Event          []string `short:"e" env:"-" required:"" placeholder:"TYPE" help:"Event type to subscribe to, a pattern such as 'issue.*', or '*' for all. Can be repeated."`
 	Secret         string   `xor:"secret" placeholder:"SECRET" help:"Secret that signs the deliveries. Without one they are not signed."`
 	GenerateSecret bool     `xor:"secret" env:"-" help:"Make a good secret and print it, this once."`
 	GenerateKey    bool     `xor:"secret" env:"-" help:"Make an Ed25519 key and print its public part: the receiver can verify and not sign."`
