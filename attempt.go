@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/musehub/posthorn/internal/sender"
 )
@@ -90,16 +91,25 @@ func (d *Dispatcher) send(ctx context.Context, t *use, e *Entry) (sender.Outcome
 		Trigger:   e.Trigger,
 		Run:       e.Run,
 		Attempt:   e.Attempt,
-		Exchange:  Exchange{URL: t.URL, SentAt: started, Secrets: t.secrets, Ed25519: t.ed25519},
+		Exchange:  Exchange{URL: t.URL, SentAt: started, Secrets: t.secrets, Ed25519: t.ed25519, Extra: t.extra},
 	}
 	outcome := sender.Outcome{}
 	if t.err != nil {
 		outcome.Body = "request error: " + t.err.Error()
 	} else {
 		header := d.requestHeader(delivery)
+		for name, value := range t.headers {
+			header[name] = value
+		}
+		if t.IdempotencyKey {
+			header[idempotencyKey] = []string{e.Event.ID}
+		}
 		if t.secrets > 0 {
 			if t.secrets > t.ed25519 {
 				header[d.headers.signature] = []string{t.signer.Body(e.Event.Payload)}
+				if t.GitHubSignature {
+					header[githubSignature] = header[d.headers.signature]
+				}
 			}
 			header[standardSignature] = []string{t.signer.Standard(e.Event.ID, started, e.Event.Payload)}
 		}
@@ -123,6 +133,78 @@ const (
 	standardSignature = "webhook-signature"
 )
 
+// Headers that a webhook can ask for.
+const (
+	githubSignature = "X-Hub-Signature-256"
+	idempotencyKey  = "Idempotency-Key"
+)
+
+// What a webhook's own headers can be at most.
+const (
+	maxHeaders    = 20
+	maxHeaderSize = 8 << 10 // of all names and values, in bytes
+)
+
+// reservedHeaders are those that Posthorn, HTTP or the connection has a use for, in http.Header's canonical form. Those with a hyphen
+// at the end are the beginnings of such names.
+var reservedHeaders = []string{
+	"Host", "Content-Type", "Content-Length", "Content-Encoding", "Transfer-Encoding", "Connection", "Keep-Alive", "Upgrade", "Te", "Trailer",
+	"Expect", "Accept-Encoding", "User-Agent", "Idempotency-Key", "X-Idempotency-Key", "Traceparent", "Tracestate", "X-Hub-Signature",
+	"X-Hub-Signature-256", "Proxy-", "Webhook-", "X-Musehub-", "Posthorn-",
+}
+
+// checkHeader says why a webhook can't have a header of its own.
+func (d *Dispatcher) checkHeader(name, value string) error {
+	canonical := http.CanonicalHeaderKey(name)
+	if len(name) > 128 || !isToken(strings.ReplaceAll(name, "_", "-")) {
+		return invalid("headers", "%.64q is no name of a header: use up to 128 letters, digits, '-' and '_'", name)
+	}
+	for _, reserved := range append(reservedHeaders, http.CanonicalHeaderKey("X-" + d.cfg.Brand + "-x")[:len("X-"+d.cfg.Brand+"-")]) {
+		if canonical == reserved || strings.HasSuffix(reserved, "-") && strings.HasPrefix(canonical, reserved) {
+			return invalid("headers", "%s is reserved", name)
+		}
+	}
+	if !utf8.ValidString(value) || !isHeaderValue(value) || strings.TrimSpace(value) != value {
+		return invalid("headers", "the value of %s has a character that no header may have, or space around it", name)
+	}
+	return nil
+}
+
+// setHeaders gives a webhook headers of its own, with their values encrypted.
+func (d *Dispatcher) setHeaders(w *Webhook, headers map[string]string) error {
+	if len(headers) > maxHeaders {
+		return invalid("headers", "there are %d: at most %d", len(headers), maxHeaders)
+	}
+	size, seen, sealed := 0, map[string]bool{}, map[string]string{}
+	for name, value := range headers {
+		if err := d.checkHeader(name, value); err != nil {
+			return err
+		}
+		canonical := http.CanonicalHeaderKey(name)
+		if seen[canonical] {
+			return invalid("headers", "%s stands in it twice", canonical)
+		}
+		seen[canonical] = true
+		if size += len(name) + len(value); size > maxHeaderSize {
+			return invalid("headers", "they have more than %d bytes", maxHeaderSize)
+		}
+		var err error
+		if value != MaskedHeader {
+			sealed[name], err = d.seal(headerOf(w.ID, name), value)
+		} else if sealed[name] = w.SealedHeaders[name]; sealed[name] == "" {
+			err = invalid("headers", "there is no %s yet, so %s can't stand for its value", name, MaskedHeader)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	w.SealedHeaders = sealed
+	if len(sealed) == 0 {
+		w.SealedHeaders = nil
+	}
+	return nil
+}
+
 // requestHeader returns the headers of a delivery's request but for its signatures.
 func (d *Dispatcher) requestHeader(delivery *Delivery) http.Header {
 	return http.Header{
@@ -135,7 +217,7 @@ func (d *Dispatcher) requestHeader(delivery *Delivery) http.Header {
 	}
 }
 
-// RequestHeader returns the headers that a delivery's request had, with its signatures masked.
+// RequestHeader returns the headers that a delivery's request had, with its signatures and the webhook's own headers masked.
 func (d *Dispatcher) RequestHeader(delivery Delivery) http.Header {
 	header := d.requestHeader(&delivery)
 	if delivery.Payload != nil {
@@ -148,6 +230,16 @@ func (d *Dispatcher) RequestHeader(delivery Delivery) http.Header {
 	if delivery.Exchange.Secrets > 0 {
 		masked := strings.Repeat("v1,*** ", secrets) + strings.Repeat("v1a,*** ", delivery.Exchange.Ed25519)
 		header[standardSignature] = []string{strings.TrimSpace(masked)}
+	}
+	for _, name := range delivery.Exchange.Extra {
+		switch name {
+		case githubSignature:
+			header[name] = []string{"sha256=***"}
+		case idempotencyKey:
+			header[name] = []string{delivery.EventID}
+		default:
+			header[name] = []string{MaskedHeader}
+		}
 	}
 	return header
 }

@@ -52,6 +52,7 @@ type Exchange struct {
 	SentAt  time.Time   `json:"sentAt"`            // when the attempt started; to the second, it is webhook-timestamp
 	Secrets int         `json:"secrets,omitempty"` // how many secrets signed the request
 	Ed25519 int         `json:"ed25519,omitempty"` // how many of them were Ed25519 keys
+	Extra   []string    `json:"extra,omitempty"`   // the names of the headers that the webhook asked for; read-only
 	Header  http.Header `json:"header,omitempty"`  // of the response
 	Timings Timings     `json:"timings"`
 }
@@ -85,6 +86,9 @@ func (x *Exchange) AppendJSON(b []byte) []byte {
 	}
 	if x.Ed25519 != 0 {
 		b = strconv.AppendInt(append(b, `,"ed25519":`...), int64(x.Ed25519), 10)
+	}
+	if len(x.Extra) > 0 {
+		b = appendStrings(append(b, `,"extra":`...), x.Extra)
 	}
 	if len(x.Header) > 0 {
 		b = appendHeader(append(b, `,"header":`...), x.Header)
@@ -123,16 +127,20 @@ func appendHeader(b []byte, header http.Header) []byte {
 			b = append(b, "null"...)
 			continue
 		}
-		b = append(b, '[')
-		for j, value := range header[key] {
-			if j > 0 {
-				b = append(b, ',')
-			}
-			b = appendString(b, value)
-		}
-		b = append(b, ']')
+		b = appendStrings(b, header[key])
 	}
 	return append(b, '}')
+}
+
+func appendStrings(b []byte, list []string) []byte {
+	b = append(b, '[')
+	for i, s := range list {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendString(b, s)
+	}
+	return append(b, ']')
 }
 
 // appendString appends a string as JSON.

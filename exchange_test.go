@@ -18,6 +18,7 @@ func TestExchangeJSON(t *testing.T) {
 			URL:     rapid.OneOf(rapid.Just("https://example.com/a?b=c&d"), rapid.String()).Draw(t, "url"),
 			SentAt:  time.UnixMicro(rapid.Int64Range(0, 4e15).Draw(t, "sent")).UTC(),
 			Secrets: rapid.IntRange(0, 3).Draw(t, "secrets"),
+			Extra:   rapid.SliceOfN(rapid.String(), 0, 3).Draw(t, "extra"),
 			Ed25519: rapid.IntRange(0, 3).Draw(t, "ed25519"),
 			Header: rapid.MapOfN(rapid.String(), rapid.OneOf(rapid.Just([]string(nil)), rapid.SliceOfN(rapid.String(), 0, 3)), 0, 12).
 				Draw(t, "header"),

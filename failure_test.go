@@ -46,7 +46,7 @@ func TestParseRetryPolicy(t *testing.T) {
 		if err != nil {
 			got = ""
 		}
-		if got = strings.Replace(got, "] ", "] ", 1); got != strings.Replace(want, "] ", "]", 1) && got != want || err != nil && posthorn.ErrorCode(err) != posthorn.CodeInvalid {
+		if got != want || err != nil && posthorn.ErrorCode(err) != posthorn.CodeInvalid {
 			t.Errorf("%q: %s, %v, want %s", text, got, err, want)
 		}
 	}

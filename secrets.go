@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -220,6 +221,25 @@ func (d *Dispatcher) addSecret(w *Webhook, secret string) error {
 // tlsKeyOf is what the key of a webhook's client certificate is bound to, so that it is not taken for a signing secret.
 func tlsKeyOf(webhookID string) string { return webhookID + " tls" }
 
+// headerOf is the same for the value of one of its headers.
+func headerOf(webhookID, name string) string { return webhookID + " header " + name }
+
+// changeSealed replaces each ciphertext among the options of a webhook by what change makes of it.
+func (w *Webhook) changeSealed(change func(owner, sealed string) (string, error)) (err error) {
+	if w.TLS.SealedKey != "" {
+		if w.TLS.SealedKey, err = change(tlsKeyOf(w.ID), w.TLS.SealedKey); err != nil {
+			return err
+		}
+	}
+	w.SealedHeaders = maps.Clone(w.SealedHeaders)
+	for name, sealed := range w.SealedHeaders {
+		if w.SealedHeaders[name], err = change(headerOf(w.ID, name), sealed); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (d *Dispatcher) seal(owner, secret string) (string, error) {
 	sealed, err := d.box.SealFor(owner, secret)
 	if err != nil {
@@ -298,14 +318,15 @@ func (d *Dispatcher) examine(w Webhook) (untidy bool, left, unreadable int) {
 		}
 		untidy = untidy || s.ID == "" || err == nil && s.Kind != kindOf(text)
 	}
-	if w.TLS.SealedKey != "" {
-		switch _, current, err := d.box.OpenFor(tlsKeyOf(w.ID), w.TLS.SealedKey); {
+	_ = w.changeSealed(func(owner, sealed string) (string, error) {
+		switch _, current, err := d.box.OpenFor(owner, sealed); {
 		case err != nil:
 			unreadable++
 		case !current:
 			left++
 		}
-	}
+		return sealed, nil
+	})
 	return untidy || left > 0, left, unreadable
 }
 
@@ -339,15 +360,13 @@ func (d *Dispatcher) tidySecrets(w *Webhook) error {
 			s.Kind = kindOf(text)
 		}
 	}
-	if w.TLS.SealedKey != "" {
-		key, current, err := d.box.OpenFor(tlsKeyOf(w.ID), w.TLS.SealedKey)
-		if err == nil && !current {
-			if w.TLS.SealedKey, err = d.seal(tlsKeyOf(w.ID), key); err != nil {
-				return err
-			}
+	return w.changeSealed(func(owner, sealed string) (string, error) {
+		text, current, err := d.box.OpenFor(owner, sealed)
+		if err != nil || current {
+			return sealed, nil //nolint:nilerr // what can't be read stays
 		}
-	}
-	return nil
+		return d.seal(owner, text)
+	})
 }
 
 func (d *Dispatcher) resealWebhook(ctx context.Context, w Webhook) (Webhook, error) {

@@ -5,7 +5,10 @@ import (
 	"context"
 	"errors"
 	"hash/maphash"
+	"maps"
+	"net/http"
 	"net/url"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -139,6 +142,8 @@ type target struct {
 	flow    flow
 	url     *url.URL
 	tls     sender.TLS
+	headers http.Header // of its own
+	extra   []string    // the names of what it asked for
 	signer  *signature.Signer
 	secrets int   // that sign
 	ed25519 int   // of these, Ed25519 keys
@@ -362,6 +367,21 @@ func (s *subscriptions) prepare(w Webhook, now time.Time, subs *subscribers) *ta
 		}
 		t.tls.Key = key
 	}
+	for _, name := range slices.Sorted(maps.Keys(w.SealedHeaders)) {
+		value, _, err := s.box.OpenFor(headerOf(w.ID, name), w.SealedHeaders[name])
+		if err != nil {
+			t.err = secretError("header "+name, err)
+			return t
+		}
+		if t.headers == nil {
+			t.headers = http.Header{}
+		}
+		t.headers[name] = []string{value}
+		t.extra = append(t.extra, name)
+	}
+	if w.IdempotencyKey {
+		t.extra = append(t.extra, idempotencyKey)
+	}
 	var plain []string
 	ed25519 := 0
 	for _, secret := range w.Secrets {
@@ -389,6 +409,9 @@ func (s *subscriptions) prepare(w Webhook, now time.Time, subs *subscribers) *ta
 	}
 	if t.signer, t.err = signature.NewSigner(plain...); t.err == nil {
 		t.secrets, t.ed25519 = len(plain), ed25519
+		if w.GitHubSignature && t.secrets > t.ed25519 {
+			t.extra = append(t.extra, githubSignature)
+		}
 	}
 	return t
 }

@@ -52,7 +52,20 @@ type Options struct {
 	// Filter is an expression that says which of the events the webhook wants, in CEL (https://cel.dev), on id, type and payload:
 	// payload.branch == "main". One that can't be evaluated for an event doesn't want it. Empty: all of them.
 	Filter string `json:"filter,omitempty"`
+
+	// Headers are sent with each request beside Posthorn's own, names as given. At most 20, none of which Posthorn, HTTP or the
+	// connection has a use for. The values are secrets: they are in nothing that a Dispatcher returns, and [MaskedHeader] in what it
+	// is given stands for the value that there is.
+	Headers       map[string]string `json:"-"`
+	SealedHeaders map[string]string `json:"headers,omitempty"` // their ciphertexts, bound to webhook and name
+	// GitHubSignature sends X-Hub-Signature-256, too, for receivers built for GitHub. It needs a secret that is no Ed25519 key.
+	GitHubSignature bool `json:"githubSignature,omitempty"`
+	// IdempotencyKey sends the event's ID as Idempotency-Key, too.
+	IdempotencyKey bool `json:"idempotencyKey,omitempty"`
 }
+
+// MaskedHeader stands for a value that is not shown.
+const MaskedHeader = "***"
 
 // TLS is what a webhook's connections have of their own. What is empty is as the node has it ([Config.RootCAs] and so on).
 type TLS struct {
@@ -92,6 +105,10 @@ type WebhookPatch struct {
 	MaxInFlight   *int
 	MaxPerSecond  *int
 	Filter        *string
+	// Headers replaces all of the webhook's own headers; not nil and empty: removes them.
+	Headers         map[string]string
+	GitHubSignature *bool
+	IdempotencyKey  *bool
 
 	// Secret replaces the signing secret; the empty string removes all secrets.
 	Secret *string
@@ -172,7 +189,10 @@ func (d *Dispatcher) CreateWebhook(ctx context.Context, n NewWebhook) (Webhook, 
 		ID: newID(t), RepoID: n.RepoID, URL: n.URL, Events: slices.Clone(n.Events), Active: true,
 		Description: n.Description, CreatedAt: t, UpdatedAt: t, Options: n.Options,
 	}
-	w.TLS = TLS{}
+	w.TLS, w.Headers, w.SealedHeaders = TLS{}, nil, nil
+	if err := d.setHeaders(&w, n.Headers); err != nil {
+		return Webhook{}, err
+	}
 	if err := d.setTLS(&w, n.TLS); err != nil {
 		return Webhook{}, err
 	}
@@ -235,7 +255,8 @@ func (p *WebhookPatch) fields() string {
 		{"url", p.URL != nil}, {"events", p.Events != nil}, {"active", p.Active != nil}, {"description", p.Description != nil},
 		{"tls", p.TLS != nil}, {"retryPolicy", p.RetryPolicy != nil}, {"finalStatuses", p.FinalStatuses != nil}, {"timeout", p.Timeout != nil},
 		{"maxInFlight", p.MaxInFlight != nil}, {"maxPerSecond", p.MaxPerSecond != nil},
-		{"filter", p.Filter != nil}, {"secret", p.Secret != nil},
+		{"filter", p.Filter != nil}, {"headers", p.Headers != nil}, {"githubSignature", p.GitHubSignature != nil},
+		{"idempotencyKey", p.IdempotencyKey != nil}, {"secret", p.Secret != nil},
 	} {
 		if f.given {
 			names = append(names, f.name)
@@ -260,6 +281,13 @@ func (d *Dispatcher) patch(w *Webhook, p WebhookPatch) error {
 	set(&w.MaxInFlight, p.MaxInFlight)
 	set(&w.MaxPerSecond, p.MaxPerSecond)
 	set(&w.Filter, p.Filter)
+	set(&w.GitHubSignature, p.GitHubSignature)
+	set(&w.IdempotencyKey, p.IdempotencyKey)
+	if p.Headers != nil {
+		if err := d.setHeaders(w, p.Headers); err != nil {
+			return err
+		}
+	}
 	if p.TLS != nil {
 		if err := d.setTLS(w, *p.TLS); err != nil {
 			return err

@@ -252,6 +252,8 @@ func describeType(t reflect.Type) string {
 		return "a whole number"
 	case reflect.Slice:
 		return "a list of strings"
+	case reflect.Map:
+		return "an object whose values are strings"
 	default:
 		return "a string"
 	}

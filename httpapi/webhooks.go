@@ -29,19 +29,35 @@ type webhookJSON struct {
 
 // optionsJSON is what a webhook can have in place of what the server has, in bodies and as it is shown: only what there is.
 type optionsJSON struct {
-	RetryPolicy   *string `json:"retryPolicy,omitempty" doc:"musehub, standard, none, or delays such as 5s,1m,2h±20%. Empty: the server's" example:"5s,1m,2h±20%"`
-	FinalStatuses *string `json:"finalStatuses,omitempty" doc:"Statuses after which nothing is tried again. Empty: the server's" example:"400-407,422"`
-	Timeout       *int64  `json:"timeout,omitempty" minimum:"0" maximum:"60" doc:"How many seconds an attempt may take. 0: the server's"`
-	MaxInFlight   *int    `json:"maxInFlight,omitempty" minimum:"0" maximum:"10000" doc:"How many requests may be under way at once, within what the server allows. 0: just that"`
-	Filter        *string `json:"filter,omitempty" maxLength:"2048" doc:"An expression in CEL on id, type and payload: only events for which it is true are sent. Empty: all" example:"payload.branch == 'main'"`
-	MaxPerSecond  *int    `json:"maxPerSecond,omitempty" minimum:"0" maximum:"10000" doc:"How many requests may start in a second, evenly spread. 0: any number"`
+	RetryPolicy     *string           `json:"retryPolicy,omitempty" doc:"musehub, standard, none, or delays such as 5s,1m,2h±20%. Empty: the server's" example:"5s,1m,2h±20%"`
+	FinalStatuses   *string           `json:"finalStatuses,omitempty" doc:"Statuses after which nothing is tried again. Empty: the server's" example:"400-407,422"`
+	Timeout         *int64            `json:"timeout,omitempty" minimum:"0" maximum:"60" doc:"How many seconds an attempt may take. 0: the server's"`
+	MaxInFlight     *int              `json:"maxInFlight,omitempty" minimum:"0" maximum:"10000" doc:"How many requests may be under way at once, within what the server allows. 0: just that"`
+	Filter          *string           `json:"filter,omitempty" maxLength:"2048" doc:"An expression in CEL on id, type and payload: only events for which it is true are sent. Empty: all" example:"payload.branch == 'main'"`
+	Headers         map[string]string `json:"headers,omitempty" doc:"Sent with each request beside Posthorn's own. Values are stored encrypted and shown as ***, which in a change stands for the value that there is. A change replaces all; {} removes them" example:"{\"Authorization\":\"Bearer abc\"}"`
+	GitHubSignature *bool             `json:"githubSignature,omitempty" doc:"Sends X-Hub-Signature-256, too, for receivers built for GitHub"`
+	IdempotencyKey  *bool             `json:"idempotencyKey,omitempty" doc:"Sends the event's id as Idempotency-Key, too"`
+	MaxPerSecond    *int              `json:"maxPerSecond,omitempty" minimum:"0" maximum:"10000" doc:"How many requests may start in a second, evenly spread. 0: any number"`
 }
 
 func showOptions(o *posthorn.Options) optionsJSON {
 	return optionsJSON{
 		RetryPolicy: ifSet(o.RetryPolicy), FinalStatuses: ifSet(string(o.FinalStatuses)), Timeout: ifSet(int64(o.Timeout / time.Second)),
 		MaxInFlight: ifSet(o.MaxInFlight), MaxPerSecond: ifSet(o.MaxPerSecond), Filter: ifSet(o.Filter),
+		GitHubSignature: ifSet(o.GitHubSignature), IdempotencyKey: ifSet(o.IdempotencyKey), Headers: masked(o.SealedHeaders),
 	}
+}
+
+// masked has the names, and nothing of the values.
+func masked(headers map[string]string) map[string]string {
+	if len(headers) == 0 {
+		return nil
+	}
+	shown := make(map[string]string, len(headers))
+	for name := range headers {
+		shown[name] = posthorn.MaskedHeader
+	}
+	return shown
 }
 
 // ifSet is nil for the zero value.
@@ -58,6 +74,7 @@ func (o *optionsJSON) options() posthorn.Options {
 	return posthorn.Options{
 		RetryPolicy: orZero(o.RetryPolicy), FinalStatuses: posthorn.Statuses(orZero(o.FinalStatuses)), Timeout: seconds(orZero(o.Timeout)),
 		MaxInFlight: orZero(o.MaxInFlight), MaxPerSecond: orZero(o.MaxPerSecond), Filter: orZero(o.Filter),
+		GitHubSignature: orZero(o.GitHubSignature), IdempotencyKey: orZero(o.IdempotencyKey), Headers: o.Headers,
 	}
 }
 
@@ -72,6 +89,7 @@ func orZero[T any](p *T) (v T) {
 func (o *optionsJSON) patch(p *posthorn.WebhookPatch) {
 	given := o.options()
 	p.RetryPolicy, p.MaxInFlight, p.MaxPerSecond, p.Filter = o.RetryPolicy, o.MaxInFlight, o.MaxPerSecond, o.Filter
+	p.GitHubSignature, p.IdempotencyKey, p.Headers = o.GitHubSignature, o.IdempotencyKey, o.Headers
 	if o.FinalStatuses != nil {
 		p.FinalStatuses = &given.FinalStatuses
 	}

@@ -193,7 +193,7 @@ func TestWebhookOptions(t *testing.T) {
 	api := newTestAPI(t, posthorn.Config{})
 	options := map[string]any{
 		"retryPolicy": "5s,1m±20%", "finalStatuses": "400-407,422", "timeout": 5.0, "maxInFlight": 3.0, "maxPerSecond": 7.0,
-		"filter": `payload.branch == "main"`,
+		"filter": `payload.branch == "main"`, "githubSignature": true, "idempotencyKey": true,
 	}
 	body := map[string]any{"url": "https://example.com/", "events": []string{"push"}}
 	maps.Copy(body, options)
@@ -225,18 +225,37 @@ func TestWebhookOptions(t *testing.T) {
 		check(encode(patch), a.ok(http.StatusOK), options)
 		api.matches("updateWebhook", a)
 	}
-	unset := api.do("PATCH", path, `{"retryPolicy":"","finalStatuses":"","timeout":0,"maxInFlight":0,"maxPerSecond":0,"filter":""}`).ok(http.StatusOK)
+	unset := api.do("PATCH", path, `{"retryPolicy":"","finalStatuses":"","timeout":0,"maxInFlight":0,"maxPerSecond":0,"filter":"","githubSignature":false,"idempotencyKey":false}`).ok(http.StatusOK)
 	check("unset", unset, nil)
 	for name, bad := range map[string][]string{
 		"retryPolicy": {`"often"`, `null`, `5`}, "finalStatuses": {`"4xx"`, `[404]`}, "timeout": {`61`, `-1`, `0.5`, `"5"`, `9223372036854775807`},
 		"maxInFlight": {`-1`, `10001`, `true`}, "maxPerSecond": {`-1`, `10001`, `1.5`},
-		"filter": {`"branch == 1"`, `1`},
+		"filter": {`"branch == 1"`, `1`}, "headers": {`{"Host":"x"}`, `{"A":1}`, `["A"]`, `null`, `{"A":"***"}`},
+		"githubSignature": {`1`}, "idempotencyKey": {`"yes"`},
 	} {
 		for _, value := range bad {
 			api.do("PATCH", path, `{"`+name+`":`+value+`}`).problem(http.StatusUnprocessableEntity, name+": ", name)
 			api.do("POST", "/api/v1/repos/r1/webhooks", `{"url":"https://example.com/","events":["push"],"`+name+`":`+value+`}`).
 				problem(http.StatusUnprocessableEntity, name+": ", name)
 		}
+	}
+}
+
+func TestHeadersAreMasked(t *testing.T) {
+	api := newTestAPI(t, posthorn.Config{})
+	a := api.do("POST", "/api/v1/repos/r1/webhooks", `{"url":"https://example.com/","events":["push"],"headers":{"Authorization":"Bearer hush"}}`)
+	path := "/api/v1/repos/r1/webhooks/" + a.ok(http.StatusCreated)["webhookId"].(string)
+	for want, again := range map[string]answer{
+		`{"Authorization":"***"}`:             api.do("GET", path, ""),
+		`{"Authorization":"***","X-B":"***"}`: api.do("PATCH", path, `{"headers":{"Authorization":"***","X-B":"hush"}}`),
+	} {
+		again.ok(http.StatusOK)
+		if !strings.Contains(string(again.body), want) || strings.Contains(string(again.body), "hush") {
+			t.Errorf("%s, want %s", again.body, want)
+		}
+	}
+	if shown := api.do("PATCH", path, `{"headers":{}}`).ok(http.StatusOK); shown["headers"] != nil {
+		t.Errorf("after their removal: %v", shown["headers"])
 	}
 }
 

@@ -76,6 +76,8 @@ func TestTokenAtRest(t *testing.T) {
 	hooks := run("webhooks", "list", "--repo", "r1", "--json")
 	hook := regexp.MustCompile(`"webhookId":"([^"]+)"`).FindStringSubmatch(hooks)[1]
 	take("its successor", run("secrets", "rotate", "--repo", "r1", hook), `whsec_\S+`)
+	secrets["the value of a header"] = "Bearer hush-hush"
+	run("webhooks", "create", "--repo", "r1", "--url", "https://example.com/", "--event", "push", "--header", "Authorization: Bearer hush-hush")
 	cert, key := certtest.New(t).Client()
 	secrets["the key of a client certificate"] = strings.Split(key, "\n")[1]
 	paths := files(t, cert, key)

@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -13,12 +14,15 @@ import (
 // webhookOptions is the flags for what a webhook can have in place of what the server has. Their names in the API are those in
 // camelCase.
 type webhookOptions struct {
-	RetryPolicy   *string        `env:"-" placeholder:"POLICY" help:"When a failing delivery is attempted again: musehub, standard, none, or delays such as 5s,1m,2h±20%%. '': as the server says."`
-	FinalStatuses *string        `env:"-" placeholder:"STATUS,…" help:"Statuses after which nothing is tried again, such as 400-407,422. '': as the server says."`
-	Timeout       *time.Duration `env:"-" placeholder:"DURATION" help:"How long one attempt may take, from 1s to 1m. 0s: as the server says."`
-	MaxInFlight   *int           `env:"-" placeholder:"N" help:"Requests that may be under way at once, within what the server allows. 0: just that."`
-	Filter        *string        `env:"-" placeholder:"EXPRESSION" help:"Which of the events it wants, in CEL on id, type and payload, such as payload.branch == \"main\"; see posthorn filter-test. '': all."`
-	MaxPerSecond  *int           `env:"-" placeholder:"N" help:"Requests that may start in a second, evenly spread. 0: any number."`
+	RetryPolicy     *string        `env:"-" placeholder:"POLICY" help:"When a failing delivery is attempted again: musehub, standard, none, or delays such as 5s,1m,2h±20%%. '': as the server says."`
+	FinalStatuses   *string        `env:"-" placeholder:"STATUS,…" help:"Statuses after which nothing is tried again, such as 400-407,422. '': as the server says."`
+	Timeout         *time.Duration `env:"-" placeholder:"DURATION" help:"How long one attempt may take, from 1s to 1m. 0s: as the server says."`
+	MaxInFlight     *int           `env:"-" placeholder:"N" help:"Requests that may be under way at once, within what the server allows. 0: just that."`
+	Filter          *string        `env:"-" placeholder:"EXPRESSION" help:"Which of the events it wants, in CEL on id, type and payload, such as payload.branch == \"main\"; see posthorn filter-test. '': all."`
+	MaxPerSecond    *int           `env:"-" placeholder:"N" help:"Requests that may start in a second, evenly spread. 0: any number."`
+	Header          []string       `sep:"none" env:"-" placeholder:"NAME: VALUE" help:"Header of its own that is sent with each request; the value is stored encrypted. Can be repeated; replaces those that there were. NAME: *** keeps the value that there is."`
+	GitHubSignature *bool          `name:"github-signature" negatable:"" env:"-" help:"Send X-Hub-Signature-256, too, for receivers built for GitHub."`
+	IdempotencyKey  *bool          `negatable:"" env:"-" help:"Send the event's ID as Idempotency-Key, too."`
 	webhookTLS
 }
 
@@ -29,6 +33,19 @@ func (o *webhookOptions) add(body map[string]any) error {
 	given(body, "maxInFlight", o.MaxInFlight)
 	given(body, "maxPerSecond", o.MaxPerSecond)
 	given(body, "filter", o.Filter)
+	given(body, "githubSignature", o.GitHubSignature)
+	given(body, "idempotencyKey", o.IdempotencyKey)
+	if o.Header != nil {
+		headers := map[string]string{}
+		for _, h := range o.Header {
+			name, value, ok := strings.Cut(h, ":")
+			if !ok {
+				return errors.New("--header has to be NAME: VALUE")
+			}
+			headers[name] = strings.TrimSpace(value)
+		}
+		body["headers"] = headers
+	}
 	if o.Timeout != nil {
 		body["timeout"] = int64(math.Ceil(o.Timeout.Seconds()))
 	}

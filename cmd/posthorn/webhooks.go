@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -38,6 +40,8 @@ type webhook struct {
 
 	DisabledReason                     string
 	RetryPolicy, FinalStatuses, Filter string
+	Headers                            map[string]string
+	GitHubSignature, IdempotencyKey    bool
 	Timeout, MaxInFlight, MaxPerSecond int
 }
 
@@ -52,6 +56,8 @@ func (w webhook) show() error {
 		field{"disabled because", w.DisabledReason},
 		field{"description", w.Description},
 		field{"filter", w.Filter},
+		field{"headers", strings.Join(slices.Sorted(maps.Keys(w.Headers)), ", ")},
+		field{"also sends", strings.Join(w.also(), ", ")},
 		field{"retry policy", w.RetryPolicy},
 		field{"final statuses", w.FinalStatuses},
 		field{"timeout", unlessZero(w.Timeout, " s")},
@@ -63,6 +69,17 @@ func (w webhook) show() error {
 		field{"created", timestamp(w.CreatedAt)},
 		field{"updated", timestamp(w.UpdatedAt)},
 	)
+}
+
+// also are the headers that it is sent besides the usual ones.
+func (w webhook) also() (names []string) {
+	if w.GitHubSignature {
+		names = append(names, "X-Hub-Signature-256")
+	}
+	if w.IdempotencyKey {
+		names = append(names, "Idempotency-Key")
+	}
+	return names
 }
 
 func unlessZero(n int, unit string) string {
@@ -173,7 +190,8 @@ type updateWebhookCmd struct {
 	SecretOverlap *time.Duration `env:"-" placeholder:"DURATION" help:"How long the former secret goes on signing beside the new one (default 24h)."`
 	Description   *string        `env:"-" placeholder:"TEXT" help:"What the webhook is for."`
 	webhookOptions
-	NoTLS bool `name:"no-tls" env:"-" help:"Connect as to all others: remove what the webhook has of its own for TLS."`
+	NoHeaders bool `env:"-" help:"Remove the headers of its own."`
+	NoTLS     bool `name:"no-tls" env:"-" help:"Connect as to all others: remove what the webhook has of its own for TLS."`
 }
 
 // Help is what --help shows below the summary.
@@ -199,6 +217,12 @@ func (c *updateWebhookCmd) body() (map[string]any, error) {
 			return nil, errors.New("--no-tls does not go with other flags for TLS")
 		}
 		body["tls"] = tlsBody{}
+	}
+	if c.NoHeaders {
+		if body["headers"] != nil {
+			return nil, errors.New("--no-headers does not go with --header")
+		}
+		body["headers"] = map[string]string{}
 	}
 	given(body, "url", c.URL)
 	if c.Event != nil {

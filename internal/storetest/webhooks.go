@@ -23,6 +23,8 @@ func testWebhook(s *suite) {
 		Options: posthorn.Options{
 			TLS:         posthorn.TLS{MinVersion: "1.3", RootCAs: "-----“\n", Certificate: "cert", Key: "never stored", SealedKey: "sealed"},
 			RetryPolicy: "5s,1m±20%", FinalStatuses: "400-407,422", Timeout: 7 * time.Second, MaxInFlight: 3, MaxPerSecond: 4,
+			Filter: "true", Headers: map[string]string{"A": "never stored"}, SealedHeaders: map[string]string{"A": "sealed", "b": "“"},
+			GitHubSignature: true, IdempotencyKey: true,
 		},
 		CreatedAt: start.Add(123 * time.Nanosecond), UpdatedAt: start.Add(time.Minute).Local(),
 	}
@@ -32,7 +34,7 @@ func testWebhook(s *suite) {
 	}
 	want := w
 	want.CreatedAt, want.UpdatedAt = start, start.Add(time.Minute)
-	want.TLS.Key = ""
+	want.TLS.Key, want.Headers = "", nil
 	want.Secrets = []posthorn.Secret{
 		{ID: "s2", Kind: posthorn.SecretEd25519, Sealed: "new", CreatedAt: start.Add(time.Second)},
 		{ID: "s1", Kind: posthorn.SecretHMAC, Sealed: "old", CreatedAt: start, ExpiresAt: start.Add(time.Hour)},
