@@ -64,6 +64,14 @@ func (headersJSON) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{Type: huma.TypeObject, AdditionalProperties: values}
 }
 
+// optionalTime is nil for the zero time.
+func optionalTime(t time.Time) *string {
+	if t.IsZero() {
+		return nil
+	}
+	return new(timestamp(t))
+}
+
 // deliveryListJSON is a page of deliveries.
 type deliveryListJSON struct {
 	Deliveries  []deliveryJSON `json:"deliveries" nullable:"false"`
@@ -93,6 +101,28 @@ type listDeliveriesInput struct {
 	Until     string `query:"until" format:"date-time" doc:"Only those made before this time"`
 	Limit     int    `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"A page may hold fewer and not be the last"`
 	Cursor    string `query:"cursor" doc:"The nextCursor of the page before, which had the same filters"`
+}
+
+// explanationJSON says why a webhook got an event or didn't.
+type explanationJSON struct {
+	WebhookID      string  `json:"webhookId"`
+	State          string  `json:"state" enum:"delivered,failed,retrying,paused,waiting,before,not_subscribed,filtered"`
+	Reason         string  `json:"reason" doc:"The same in words"`
+	Attempts       int     `json:"attempts" doc:"How many were made, as far as the log still has them, without redeliveries"`
+	LastDeliveryID *string `json:"lastDeliveryId" doc:"The last of them; null if there was none"`
+	NextAttemptAt  *string `json:"nextAttemptAt" format:"date-time" doc:"null: there is none, or the first is yet to be made"`
+}
+
+// explanationsJSON is the answer.
+type explanationsJSON struct {
+	EventID  string            `json:"eventId"`
+	Webhooks []explanationJSON `json:"webhooks" nullable:"false"`
+}
+
+type explainInput struct {
+	RepoID    string `path:"repoId"`
+	EventID   string `path:"eventId"`
+	WebhookID string `query:"webhookId" doc:"Only this webhook; otherwise the first 200 of the repo"`
 }
 
 type deliveryInput struct {
@@ -133,6 +163,11 @@ func (s *server) registerDeliveries() {
 		OperationID: "listDeliveries", Method: http.MethodGet, Path: deliveries, Tags: tags,
 		Summary: "List deliveries", Description: "The newest first.",
 	}, posthorn.ScopeDeliveriesRead, s.listDeliveries)
+	operation(s, huma.Operation{
+		OperationID: "explainEvent", Method: http.MethodGet, Path: "/repos/{repoId}/events/{eventId}/explain", Tags: tags,
+		Summary:     "Explain an event",
+		Description: "Why a webhook got an event or didn't, and what happens next. What the log doesn't tell is concluded from the webhook as it is now.",
+	}, posthorn.ScopeDeliveriesRead, s.explainEvent)
 	operation(s, huma.Operation{
 		OperationID: "getDelivery", Method: http.MethodGet, Path: deliveries + "/{deliveryId}", Tags: tags,
 		Summary:     "Get a delivery",
@@ -246,10 +281,7 @@ func showDelivery(d *posthorn.Delivery) deliveryJSON {
 		payload := string(d.Payload)
 		shown.Payload = &payload
 	}
-	if !d.NextAttemptAt.IsZero() {
-		next := timestamp(d.NextAttemptAt)
-		shown.NextAttemptAt = &next
-	}
+	shown.NextAttemptAt = optionalTime(d.NextAttemptAt)
 	return shown
 }
 
@@ -291,4 +323,17 @@ func prefersAsync(prefer string) bool {
 		}
 	}
 	return false
+}
+
+func (s *server) explainEvent(ctx context.Context, in *explainInput) (*output[explanationsJSON], error) {
+	explanations, err := s.dispatcher.Explain(ctx, in.RepoID, in.EventID, in.WebhookID)
+	if err != nil {
+		return nil, err
+	}
+	return &output[explanationsJSON]{explanationsJSON{in.EventID, showAll(explanations, func(x *posthorn.Explanation) explanationJSON {
+		return explanationJSON{
+			WebhookID: x.WebhookID, State: string(x.State), Reason: x.Reason, Attempts: x.Attempts,
+			LastDeliveryID: ifSet(x.LastID), NextAttemptAt: optionalTime(x.NextAttemptAt),
+		}
+	})}}, nil
 }

@@ -277,3 +277,36 @@ func TestFilterTest(t *testing.T) {
 		try("r1", body).problem(http.StatusUnprocessableEntity, field+": ", field)
 	}
 }
+
+// What has become of an event is told for one webhook or all of them.
+func TestExplainEvent(t *testing.T) {
+	api := startAPI(t, posthorn.Config{})
+	url := receiver(t, func(http.ResponseWriter, *http.Request) {})
+	create := func(events string) string {
+		return api.do("POST", "/api/v1/repos/r1/webhooks", `{"url":"`+url+`","events":["`+events+`"]}`).ok(http.StatusCreated)["webhookId"].(string)
+	}
+	got, other := create("push"), create("issue")
+	api.do("POST", "/api/v1/repos/r1/events", `{"eventType":"push","payload":1,"eventId":"e1"}`).ok(http.StatusAccepted)
+	delivery := (<-api.made).ID
+	const path = "/api/v1/repos/r1/events/e1/explain"
+	a := api.do("GET", path, "")
+	all := a.ok(http.StatusOK)
+	api.matches("explainEvent", a)
+	webhooks := all["webhooks"].([]any)
+	if all["eventId"] != "e1" || len(webhooks) != 2 {
+		t.Fatalf("%s", a.body)
+	}
+	first, second := webhooks[0].(map[string]any), webhooks[1].(map[string]any)
+	if first["webhookId"] != got || first["state"] != "delivered" || first["lastDeliveryId"] != delivery || first["attempts"] != 1.0 || first["nextAttemptAt"] != nil {
+		t.Errorf("%v", first)
+	}
+	if second["webhookId"] != other || second["state"] != "not_subscribed" || second["lastDeliveryId"] != nil || !strings.Contains(second["reason"].(string), "push") {
+		t.Errorf("%v", second)
+	}
+	if one := api.do("GET", path+"?webhookId="+other, "").ok(http.StatusOK)["webhooks"].([]any); len(one) != 1 {
+		t.Errorf("%v", one)
+	}
+	api.do("GET", path+"?webhookId=unknown", "").problem(http.StatusNotFound, "Webhook not found", "")
+	api.do("GET", strings.Replace(path, "e1", "e2", 1), "").problem(http.StatusNotFound, "Event not found", "")
+	api.do("GET", strings.Replace(path, "r1", "r2", 1)+"?webhookId="+got, "").problem(http.StatusNotFound, "Event not found", "")
+}

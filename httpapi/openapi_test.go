@@ -27,6 +27,7 @@ var routes = map[string]posthorn.Scope{
 	"GET /api/v1/repos/{repoId}/audit":                                                   posthorn.ScopeAuditRead,
 	"GET /api/v1/repos/{repoId}/events":                                                  posthorn.ScopeEventsRead,
 	"GET /api/v1/repos/{repoId}/events/{eventId}":                                        posthorn.ScopeEventsRead,
+	"GET /api/v1/repos/{repoId}/events/{eventId}/explain":                                posthorn.ScopeDeliveriesRead,
 	"GET /api/v1/repos/{repoId}/webhooks":                                                posthorn.ScopeWebhooksRead,
 	"GET /api/v1/repos/{repoId}/webhooks/{webhookId}":                                    posthorn.ScopeWebhooksRead,
 	"GET /api/v1/repos/{repoId}/webhooks/{webhookId}/deliveries":                         posthorn.ScopeDeliveriesRead,

@@ -130,6 +130,45 @@ func (c *getEventCmd) Run() error {
 	})
 }
 
+type whyCmd struct {
+	connection
+	repoFlag
+	Event   string `arg:"" help:"The event's ID."`
+	Webhook string `arg:"" optional:"" help:"The webhook's ID; without one, all of the repo."`
+}
+
+// Help is what --help shows below the summary.
+func (*whyCmd) Help() string {
+	return `For each webhook: whether it got the event, and why or why not, and what happens next.
+
+    posthorn why --repo r1 EVENT
+    posthorn why --repo r1 EVENT WEBHOOK
+
+The delivery log tells what was done. What it doesn't tell is concluded from the webhook as it is now.`
+}
+
+// Run asks the server.
+func (c *whyCmd) Run() error {
+	query := url.Values{}
+	if c.Webhook != "" {
+		query.Set("webhookId", c.Webhook)
+	}
+	path := c.path("events", c.Event, "explain") + "?" + query.Encode()
+	return perform(c.connection, request{method: http.MethodGet, path: path}, func(answer struct {
+		Webhooks []struct {
+			WebhookID, State, Reason string
+			Attempts                 int
+			NextAttemptAt            time.Time
+		}
+	}) error {
+		var rows [][]string
+		for _, w := range answer.Webhooks {
+			rows = append(rows, []string{w.WebhookID, w.State, strconv.Itoa(w.Attempts), timestamp(w.NextAttemptAt), w.Reason})
+		}
+		return table(os.Stdout, []string{"WEBHOOK", "STATE", "ATTEMPTS", "NEXT", "REASON"}, rows)
+	})
+}
+
 type filterTestCmd struct {
 	connection
 	repoFlag

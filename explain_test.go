@@ -1,0 +1,121 @@
+package posthorn_test
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/musehub/posthorn"
+	"github.com/musehub/posthorn/internal/sender"
+)
+
+// Each thing that can become of an event has its state and its reason.
+func TestExplain(t *testing.T) {
+	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
+		ids := map[string]string{}
+		create := func(name string, events []string, o posthorn.Options) {
+			t.Helper()
+			hook, err := w.CreateWebhook(t.Context(), posthorn.NewWebhook{
+				RepoID: "r1", URL: "https://" + name + ".example/", Events: events, Options: o,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ids[name] = hook.ID
+		}
+		push := []string{"push"}
+		create("fine", push, posthorn.Options{})
+		create("fails", push, posthorn.Options{RetryPolicy: "none"})
+		create("hangs", push, posthorn.Options{RetryPolicy: "1s,1h"})
+		create("gone", push, posthorn.Options{})
+		create("stopped", push, posthorn.Options{RetryPolicy: "1h"})
+		create("inactive", push, posthorn.Options{})
+		create("other", []string{"issue", "tag"}, posthorn.Options{})
+		create("filtered", push, posthorn.Options{Filter: "payload.n == 2"})
+		create("broken", push, posthorn.Options{Filter: "payload.missing == 2"})
+		create("slow", push, posthorn.Options{MaxPerSecond: 1})
+		deactivate := func(name string) {
+			t.Helper()
+			if _, err := w.UpdateWebhook(t.Context(), "r1", ids[name], posthorn.WebhookPatch{Active: new(false)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		deactivate("inactive")
+		w.answers(func(r request) sender.Outcome {
+			switch {
+			case strings.Contains(r.url, "fails"):
+				return sender.Outcome{Status: 418}
+			case strings.Contains(r.url, "hangs"):
+				return sender.Outcome{Body: "timeout: response headers: too late"}
+			case strings.Contains(r.url, "gone"):
+				return sender.Outcome{Status: 410}
+			case strings.Contains(r.url, "stopped"):
+				return sender.Outcome{Status: 500}
+			}
+			return ok200
+		})
+		for _, id := range []string{"e0", "e1", "e2", "e3", "explained"} { // the slow one has to wait
+			if _, err := w.Dispatch(t.Context(), posthorn.Event{ID: id, RepoID: "r1", Type: "push", Payload: json.RawMessage(`{"n":1}`)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		pass(2500 * time.Millisecond)
+		deactivate("stopped")
+		create("late", push, posthorn.Options{})
+
+		all, err := w.Explain(t.Context(), "r1", "explained", "")
+		if err != nil || len(all) != len(ids) {
+			t.Fatalf("%+v, %v", all, err)
+		}
+		for name, want := range map[string]struct {
+			state    posthorn.EventState
+			reason   string
+			attempts int
+			next     time.Duration // from the last attempt
+		}{
+			"fine":     {posthorn.EventDelivered, "the receiver answered 200 at attempt 1", 1, 0},
+			"fails":    {posthorn.EventFailed, "attempt 1 was the last: the receiver answered 418", 1, 0},
+			"hangs":    {posthorn.EventRetrying, "attempt 2 failed: timeout: response headers: too late", 2, time.Hour},
+			"stopped":  {posthorn.EventPaused, "attempt 1 failed: the receiver answered 500; the next one waits until the webhook is active again", 1, time.Hour},
+			"inactive": {posthorn.EventPaused, "the webhook is not active", 0, 0},
+			"other":    {posthorn.EventNotSubscribed, "does not subscribe to push, but to issue, tag", 0, 0},
+			"filtered": {posthorn.EventFiltered, "is not true for the event: payload.n == 2", 0, 0},
+			"broken":   {posthorn.EventFiltered, "can't be evaluated for the event: no such key: missing", 0, 0},
+			"slow":     {posthorn.EventWaiting, "the first attempt is yet to be made", 0, 0},
+			"late":     {posthorn.EventBefore, "the webhook was made after the event", 0, 0},
+			"gone":     {posthorn.EventPaused, "the webhook is not active (the receiver answered 410 Gone)", 0, 0},
+		} {
+			one, err := w.Explain(t.Context(), "r1", "explained", ids[name])
+			if err != nil || len(one) != 1 {
+				t.Fatalf("%s: %+v, %v", name, one, err)
+			}
+			x := one[0]
+			for _, other := range all {
+				if other.WebhookID == x.WebhookID && other != x {
+					t.Errorf("%s: alone %+v, among all %+v", name, x, other)
+				}
+			}
+			if name == "gone" && x.State == posthorn.EventFailed { // it was on its way before the webhook was disabled
+				continue
+			}
+			if x.State != want.state || !strings.Contains(x.Reason, want.reason) || x.Attempts != want.attempts || (x.LastID == "") != (x.Attempts == 0) {
+				t.Errorf("%s: %+v, want %+v", name, x, want)
+			}
+			if x.NextAttemptAt.IsZero() != (want.next == 0) {
+				t.Errorf("%s: the next attempt is due at %v", name, x.NextAttemptAt)
+			}
+			if x.LastID != "" {
+				d, err := w.Delivery(t.Context(), "r1", ids[name], x.LastID)
+				if err != nil || d.Attempt != x.Attempts || d.EventID != "explained" || want.next != 0 && x.NextAttemptAt.Sub(d.DeliveredAt) != want.next {
+					t.Errorf("%s: the last delivery is %+v, %v", name, d, err)
+				}
+			}
+		}
+		for _, c := range [][3]string{{"r1", "unknown", ""}, {"r2", "explained", ""}, {"r1", "explained", "unknown"}} {
+			if _, err := w.Explain(t.Context(), c[0], c[1], c[2]); posthorn.ErrorCode(err) != posthorn.CodeNotFound {
+				t.Errorf("%v: %v", c, err)
+			}
+		}
+	})
+}
