@@ -63,7 +63,7 @@ type Config struct {
 	// Defaults to none; proxies of the environment are never used.
 	EgressProxy string
 
-	// Resolver looks up the hosts of webhooks, without search domains. Defaults to the system's.
+	// Resolver looks up the hosts of webhooks, without search domains, and not that of EgressProxy. Defaults to the system's.
 	Resolver *net.Resolver
 
 	// MaxPayload is how many bytes an event's payload may have. Defaults to 1 MiB; at most 25 MiB.

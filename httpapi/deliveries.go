@@ -64,14 +64,6 @@ func (headersJSON) Schema(huma.Registry) *huma.Schema {
 	return &huma.Schema{Type: huma.TypeObject, AdditionalProperties: values}
 }
 
-// optionalTime is nil for the zero time.
-func optionalTime(t time.Time) *string {
-	if t.IsZero() {
-		return nil
-	}
-	return new(timestamp(t))
-}
-
 // deliveryListJSON is a page of deliveries.
 type deliveryListJSON struct {
 	Deliveries  []deliveryJSON `json:"deliveries" nullable:"false"`
@@ -281,7 +273,7 @@ func showDelivery(d *posthorn.Delivery) deliveryJSON {
 		payload := string(d.Payload)
 		shown.Payload = &payload
 	}
-	shown.NextAttemptAt = optionalTime(d.NextAttemptAt)
+	shown.NextAttemptAt = optional(d.NextAttemptAt)
 	return shown
 }
 
@@ -333,7 +325,7 @@ func (s *server) explainEvent(ctx context.Context, in *explainInput) (*output[ex
 	return &output[explanationsJSON]{explanationsJSON{in.EventID, showAll(explanations, func(x *posthorn.Explanation) explanationJSON {
 		return explanationJSON{
 			WebhookID: x.WebhookID, State: string(x.State), Reason: x.Reason, Attempts: x.Attempts,
-			LastDeliveryID: ifSet(x.LastID), NextAttemptAt: optionalTime(x.NextAttemptAt),
+			LastDeliveryID: ifSet(x.LastID), NextAttemptAt: optional(x.NextAttemptAt),
 		}
 	})}}, nil
 }

@@ -79,7 +79,7 @@ func (s *Sender) dialThrough(ctx context.Context, a *attempt, host string, port 
 
 // dialProxy connects to the proxy itself.
 func (s *Sender) dialProxy(ctx context.Context, network, address string) (net.Conn, error) {
-	dialer := net.Dialer{KeepAlive: -1, Resolver: s.resolver}
+	dialer := net.Dialer{KeepAlive: -1} // whose name is looked up as the system does, unlike those of webhooks
 	conn, err := dialer.DialContext(ctx, network, address)
 	if err != nil {
 		return nil, errors.New("the egress proxy can't be reached: " + cause(err)) // flat, so that nothing names its address
