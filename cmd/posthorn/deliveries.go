@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -175,11 +176,18 @@ type getDeliveryCmd struct {
 	repoFlag
 	webhookArg
 	deliveryArg
+	Curl bool `env:"-" help:"Print a curl command that makes the same request, but for what is secret."`
 }
 
 // Run shows the delivery.
 func (c *getDeliveryCmd) Run() error {
 	path := c.path("webhooks", c.Webhook, "deliveries", c.Delivery)
+	if c.Curl {
+		return perform(c.connection, request{method: http.MethodGet, path: path}, func(d delivery) error {
+			_, err := fmt.Println(d.curl())
+			return err
+		})
+	}
 	return perform(c.connection, request{method: http.MethodGet, path: path}, func(d delivery) error {
 		fields := []field{
 			{"delivery", d.DeliveryID},
@@ -200,6 +208,18 @@ func (c *getDeliveryCmd) Run() error {
 		fields = append(fields, headerFields("< ", d.Response.Headers)...)
 		return details(fields...)
 	})
+}
+
+// curl is a shell command that makes the delivery's request again. Headers whose values are masked are left out.
+func (d delivery) curl() string {
+	quote := func(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+	command := "curl -X POST " + quote(d.URL)
+	for _, f := range headerFields("", d.Request.Headers) {
+		if f.name != "Content-Length" && !strings.Contains(f.value, "***") {
+			command += " \\\n  -H " + quote(f.name+": "+f.value)
+		}
+	}
+	return command + " \\\n  --data-binary " + quote(d.Payload)
 }
 
 // headerFields returns the headers in the order of their names.

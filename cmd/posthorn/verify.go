@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -72,7 +73,7 @@ func (c *verifyCmd) Run() error {
 		}
 		checked++
 		verdict := "valid"
-		if err := diagnose(verifier, scheme.header, body); err != nil {
+		if err := c.diagnose(verifier, scheme.header, body); err != nil {
 			wrong++
 			verdict = strings.TrimPrefix(err.Error(), "signature: ")
 		}
@@ -88,8 +89,10 @@ func (c *verifyCmd) Run() error {
 }
 
 // diagnose says what is wrong with a request, and more than a receiver would tell a sender.
-func diagnose(v *signature.Verifier, header http.Header, body []byte) error {
+func (c *verifyCmd) diagnose(v *signature.Verifier, header http.Header, body []byte) error {
 	err := v.Verify(header, body)
+	var compact bytes.Buffer
+	_ = json.Compact(&compact, body) // empty where it is no JSON
 	switch {
 	case errors.Is(err, signature.ErrTooOld), errors.Is(err, signature.ErrTooNew):
 		return fmt.Errorf("%w: it is %s, and the tolerance %v", err, header.Get(signature.HeaderTimestamp), v.Tolerance)
@@ -99,8 +102,34 @@ func diagnose(v *signature.Verifier, header http.Header, body []byte) error {
 		return fmt.Errorf("%w, but with a line break at the end of the body it would", err)
 	case v.Verify(header, bytes.TrimRight(body, "\r\n")) == nil:
 		return fmt.Errorf("%w, but without the line break at the end of the body it would", err)
+	case v.Verify(header, compact.Bytes()) == nil:
+		return fmt.Errorf("%w, but it would if the body's JSON were compact: something on the way has written it anew, and the exact bytes count", err)
 	}
-	return err
+	if hint := c.otherSecret(header, body); hint != "" {
+		return fmt.Errorf("%w, but it would %s", err, hint)
+	}
+	return fmt.Errorf("%w: it was made with another secret, or of another body or header than these", err)
+}
+
+// otherSecret says with which other reading of a secret the signature would be right.
+func (c *verifyCmd) otherSecret(header http.Header, body []byte) string {
+	for _, secret := range c.Secret {
+		for _, other := range []struct{ secret, hint string }{
+			{strings.TrimSpace(secret), "with the secret without the space around it"},
+			{"whsec_" + secret, "with the secret as base64, which is whsec_ and the same"},
+			{strings.TrimPrefix(secret, "whsec_"), "with the secret as text, without whsec_: the sender has not decoded it"},
+		} {
+			v, err := signature.NewVerifier(other.secret)
+			if err != nil || other.secret == secret {
+				continue
+			}
+			v.Tolerance, v.Brand = c.Tolerance, c.Brand
+			if v.Verify(header, body) == nil {
+				return other.hint
+			}
+		}
+	}
+	return ""
 }
 
 // headers parses the headers that were given.
