@@ -157,6 +157,8 @@ func checkToken(n NewToken, now time.Time) error {
 		return invalid("scopes", "the scope %s is for tokens of all repos only", ScopeAdmin)
 	case !n.ExpiresAt.IsZero() && !n.ExpiresAt.After(now):
 		return invalid("expiresAt", "it is over already")
+	case n.ExpiresAt.UTC().Year() > 9999: // RFC 3339 can't write it
+		return invalid("expiresAt", "it is after the year 9999")
 	}
 	for i, repo := range n.Repos {
 		if slices.Contains(n.Repos[:i], repo) {

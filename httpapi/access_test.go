@@ -231,17 +231,18 @@ func TestTokens(t *testing.T) {
 		t.Errorf("the token is shown as %v", made)
 	}
 	for body, field := range map[string]string{
-		`{"name":"","scopes":["admin"],"allRepos":true}`:                                             "name",
-		`{"name":"x","scopes":[],"allRepos":true}`:                                                   "scopes",
-		`{"name":"x","scopes":["everything"],"allRepos":true}`:                                       "scopes",
-		`{"name":"x","scopes":["admin","admin"],"allRepos":true}`:                                    "scopes",
-		`{"name":"x","scopes":["admin"],"repos":["r"]}`:                                              "scopes",
-		`{"name":"x","scopes":["webhooks:read"]}`:                                                    "repos",
-		`{"name":"x","scopes":["webhooks:read"],"repos":["r"],"allRepos":true}`:                      "repos",
-		`{"name":"x","scopes":["webhooks:read"],"repos":["r","r"]}`:                                  "repos",
-		`{"name":"x","scopes":["webhooks:read"],"repos":[""]}`:                                       "repoId",
-		`{"name":"x","scopes":["webhooks:read"],"allRepos":true,"expiresAt":"tomorrow"}`:             "expiresAt",
-		`{"name":"x","scopes":["webhooks:read"],"allRepos":true,"expiresAt":"2001-01-01T00:00:00Z"}`: "expiresAt",
+		`{"name":"","scopes":["admin"],"allRepos":true}`:                                                  "name",
+		`{"name":"x","scopes":[],"allRepos":true}`:                                                        "scopes",
+		`{"name":"x","scopes":["everything"],"allRepos":true}`:                                            "scopes",
+		`{"name":"x","scopes":["admin","admin"],"allRepos":true}`:                                         "scopes",
+		`{"name":"x","scopes":["admin"],"repos":["r"]}`:                                                   "scopes",
+		`{"name":"x","scopes":["webhooks:read"]}`:                                                         "repos",
+		`{"name":"x","scopes":["webhooks:read"],"repos":["r"],"allRepos":true}`:                           "repos",
+		`{"name":"x","scopes":["webhooks:read"],"repos":["r","r"]}`:                                       "repos",
+		`{"name":"x","scopes":["webhooks:read"],"repos":[""]}`:                                            "repoId",
+		`{"name":"x","scopes":["webhooks:read"],"allRepos":true,"expiresAt":"tomorrow"}`:                  "expiresAt",
+		`{"name":"x","scopes":["webhooks:read"],"allRepos":true,"expiresAt":"9999-12-31T23:59:59-01:00"}`: "expiresAt",
+		`{"name":"x","scopes":["webhooks:read"],"allRepos":true,"expiresAt":"2001-01-01T00:00:00Z"}`:      "expiresAt",
 	} {
 		a := api.do("POST", "/api/v1/tokens", body)
 		a.problem(http.StatusUnprocessableEntity, "", field)

@@ -27,8 +27,8 @@ type Principal struct {
 // MaxPrincipalName is how many bytes the name of a [Principal] may have.
 const MaxPrincipalName = 512
 
-// Authorizer says who sends a request. Its error says why nobody knows, and becomes a 401 with its text, or a 503 if it is a
-// [posthorn.Error] with [posthorn.CodeUnavailable]. It must not read the body. It is called by many goroutines at a time.
+// Authorizer says who sends a request. Its error says why nobody knows, and becomes a 401 with its text, unless it is a
+// [posthorn.Error] with [posthorn.CodeUnavailable] (503) or [posthorn.CodeInternal] (500). It must not read the body. It is called by many goroutines at a time.
 //
 // One that goes by cookies has to be protected against requests that other sites make a browser send: wrap the handler in
 // [http.CrossOriginProtection].
@@ -75,10 +75,14 @@ func (s *server) demand(need posthorn.Scope) func(huma.Context, func(huma.Contex
 	return func(ctx huma.Context, next func(huma.Context)) {
 		r, w := humago.Unwrap(ctx)
 		allowed, err := s.permits(r, need)
+		if err == nil {
+			err = s.shares.take(posthorn.ActorOf(allowed))
+		}
 		if err != nil {
 			s.failed(r.Context(), ctx.Operation().OperationID, err).write(w)
 			return
 		}
+		defer s.shares.give(posthorn.ActorOf(allowed))
 		next(huma.WithContext(ctx, allowed))
 	}
 }
@@ -118,6 +122,9 @@ func (s *server) principal(r *http.Request) (Principal, error) {
 	case s.authorizer != nil:
 		p, err := s.authorizer(r)
 		if err != nil {
+			if code := posthorn.ErrorCode(err); code != posthorn.CodeUnavailable && code != posthorn.CodeInternal {
+				err = errors.New(publicText(err)) // whatever it is, the caller is not known
+			}
 			return Principal{}, unauthorized(bearer, err)
 		}
 		if p.Name == "" || len(p.Name) > MaxPrincipalName { // without one the audit log would ascribe what they do to the program itself
@@ -131,16 +138,20 @@ func (s *server) principal(r *http.Request) (Principal, error) {
 	}
 }
 
+// publicText is what an error says to others.
+func publicText(err error) string {
+	if e, ok := errors.AsType[*posthorn.Error](err); ok {
+		return e.Public()
+	}
+	return err.Error()
+}
+
 // unauthorized is the answer to credentials that are missing or wrong, unless the error says that they could not be checked.
 func unauthorized(bearer bool, err error) error {
-	detail := err.Error()
-	if e, ok := errors.AsType[*posthorn.Error](err); ok {
-		if e.Code != posthorn.CodeUnauthorized {
-			return err
-		}
-		detail = e.Public()
+	if e, ok := errors.AsType[*posthorn.Error](err); ok && e.Code != posthorn.CodeUnauthorized {
+		return err
 	}
-	p := newProblem(http.StatusUnauthorized, "%s", detail)
+	p := newProblem(http.StatusUnauthorized, "%s", publicText(err))
 	challenge := "Bearer"
 	if bearer {
 		challenge = `Bearer error="invalid_token"`

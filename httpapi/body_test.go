@@ -91,7 +91,7 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 	long := strings.Repeat("ä", 10_000)
 	_, err := decode[newWebhookJSON]([]byte(`{"` + long + `": 1}`))
-	if p := problemFor(err); len(p.Detail) > 300 {
+	if p := problemFor(err); len(p.Detail) > 500 {
 		t.Errorf("the detail has %d bytes", len(p.Detail))
 	}
 }

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -181,7 +182,12 @@ func (s *server) registerDeliveries() {
 // withoutDeadlines lifts the server's time limits from a request that may wait for long: for reading too, because
 // net/http takes the client for gone when that passes.
 func withoutDeadlines(ctx huma.Context, next func(huma.Context)) {
-	_, w := humago.Unwrap(ctx)
+	r, w := humago.Unwrap(ctx)
+	// A body has no meaning here, and must not be waited for without a limit; and while it is there, nobody notices that the client is gone.
+	if n, err := io.Copy(io.Discard, io.LimitReader(r.Body, maxBody+1)); err != nil || n > maxBody {
+		newProblem(http.StatusBadRequest, "there is a body, which means nothing here, and it did not arrive or is too large").write(w)
+		return
+	}
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Time{}) // a server that can't do this has no limits either
 	_ = control.SetWriteDeadline(time.Time{})

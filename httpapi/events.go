@@ -183,7 +183,8 @@ func (s *server) postEvent(ctx context.Context, in *postInput[newEventJSON]) (*p
 	if err != nil {
 		return nil, err
 	}
-	if err := s.rates.take(time.Now(), posthorn.ActorOf(ctx), in.RepoID, 1); err != nil {
+	now, actor := time.Now(), posthorn.ActorOf(ctx)
+	if err := s.rates.check(now, actor, in.RepoID); err != nil {
 		return nil, err
 	}
 	receipt, err := s.dispatcher.Dispatch(ctx, event)
@@ -193,6 +194,8 @@ func (s *server) postEvent(ctx context.Context, in *postInput[newEventJSON]) (*p
 	status := http.StatusAccepted
 	if receipt.Duplicate {
 		status = http.StatusOK
+	} else {
+		s.rates.charge(now, actor, in.RepoID, 1)
 	}
 	return &postOutput[receiptJSON]{status, receiptJSON{receipt.EventID, receipt.Deliveries}}, nil
 }
@@ -205,7 +208,8 @@ func (s *server) postEvents(ctx context.Context, in *postInput[newEventsJSON]) (
 			return nil, within(fmt.Sprintf("events[%d]", i), err)
 		}
 	}
-	if err := s.rates.take(time.Now(), posthorn.ActorOf(ctx), in.RepoID, len(events)); err != nil {
+	now, actor := time.Now(), posthorn.ActorOf(ctx)
+	if err := s.rates.check(now, actor, in.RepoID); err != nil {
 		return nil, err
 	}
 	receipts, err := s.dispatcher.DispatchBatch(ctx, events)
@@ -221,12 +225,15 @@ func (s *server) postEvents(ctx context.Context, in *postInput[newEventsJSON]) (
 		return nil, err
 	}
 	out := &postOutput[batchReceiptsJSON]{http.StatusOK, batchReceiptsJSON{make([]batchReceiptJSON, len(receipts))}}
+	accepted := 0
 	for i, r := range receipts {
 		out.Body.Events[i] = batchReceiptJSON{r.EventID, r.Deliveries, r.Duplicate}
 		if !r.Duplicate {
 			out.Status = http.StatusAccepted
+			accepted++
 		}
 	}
+	s.rates.charge(now, actor, in.RepoID, accepted)
 	return out, nil
 }
 

@@ -50,6 +50,9 @@ type Config struct {
 	// MaxRequests is how many requests under /api may be under way at once, and as many redeliveries beside them, which may
 	// wait for minutes; more are answered 503. Defaults to 1024.
 	MaxRequests int
+	// MaxMemory is how many bytes the bodies that are being received may have together, without those of up to 64 KiB: 503 with
+	// Retry-After beyond. Defaults to 256 MiB.
+	MaxMemory int64
 	// MaxEventsPerSecondPerToken and MaxEventsPerSecondPerRepo are how many events may be posted here in a second by who has
 	// one token, and to one repo; more are answered 429. A batch counts for each of its events. Default to no limit.
 	MaxEventsPerSecondPerToken, MaxEventsPerSecondPerRepo int
@@ -77,6 +80,7 @@ func New(d *posthorn.Dispatcher, cfg Config) (http.Handler, error) {
 	s := &server{
 		dispatcher: d, admin: admin, authorizer: cfg.Authorizer, log: cfg.Logger, mux: http.NewServeMux(),
 		slots: make(slots, cmp.Or(cfg.MaxRequests, defaultMaxRequests)), waiting: make(slots, cmp.Or(cfg.MaxRequests, defaultMaxRequests)),
+		shares: shares{most: max(1, cmp.Or(cfg.MaxRequests, defaultMaxRequests)/2)}, memory: memory{most: cmp.Or(cfg.MaxMemory, defaultMaxMemory)},
 		rates: eventRates{perToken: cfg.MaxEventsPerSecondPerToken, perRepo: cfg.MaxEventsPerSecondPerRepo},
 	}
 	if s.log == nil {
@@ -106,7 +110,9 @@ type server struct {
 	admin      adminToken
 	authorizer Authorizer // may be nil
 	slots      slots
-	waiting    slots // for redeliveries, which may wait for minutes, so that the others always get through
+	waiting    slots  // for redeliveries, which may wait for minutes, so that the others always get through
+	shares     shares // of both
+	memory     memory
 	rates      eventRates
 	log        *slog.Logger
 	mux        *http.ServeMux

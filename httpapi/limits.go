@@ -5,13 +5,18 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
 )
 
-// defaultMaxRequests is what Config.MaxRequests defaults to.
-const defaultMaxRequests = 1024
+const (
+	// defaultMaxRequests is what Config.MaxRequests defaults to.
+	defaultMaxRequests = 1024
+	// defaultMaxMemory is what Config.MaxMemory defaults to.
+	defaultMaxMemory = 256 << 20
+)
 
 // slots has one element for each request that is under way.
 type slots chan struct{}
@@ -29,6 +34,58 @@ func (s slots) take() *problem {
 }
 
 func (s slots) give() { <-s }
+
+// shares sees to it that nobody alone takes up all of the slots: each has at most half of them.
+type shares struct {
+	most int
+
+	mu     sync.Mutex
+	byName map[string]int // requests under way
+}
+
+// take returns a problem if who has the name has as many requests under way as they may. Otherwise give must be called after it.
+func (s *shares) take(name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byName[name] >= s.most {
+		p := newProblem(http.StatusTooManyRequests,
+			"%d requests of yours are under way here, half of what may be in all (--max-api-requests): wait for some of them", s.most)
+		p.header = http.Header{"Retry-After": {"1"}}
+		return p
+	}
+	if s.byName == nil {
+		s.byName = map[string]int{}
+	}
+	s.byName[name]++
+	return nil
+}
+
+func (s *shares) give(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byName[name]--; s.byName[name] == 0 {
+		delete(s.byName, name)
+	}
+}
+
+// memory is what large bodies may take together, in bytes.
+type memory struct {
+	most int64
+	used atomic.Int64
+}
+
+// take returns a problem if there is no room for a body. Otherwise give must be called after it.
+func (m *memory) take(size int64) error {
+	if m.used.Add(size) <= m.most || m.used.Load() == size { // a single one always gets through
+		return nil
+	}
+	m.used.Add(-size)
+	p := newProblem(http.StatusServiceUnavailable, "large bodies take up as much memory as they may (--max-api-memory): try again")
+	p.header = http.Header{"Retry-After": {"1"}}
+	return p
+}
+
+func (m *memory) give(size int64) { m.used.Add(-size) }
 
 // eventRates holds tokens and repos to so many events a second. Whoever has some left may post a batch of more than that, and
 // then waits until it is made up for.
@@ -49,37 +106,49 @@ type rateKey struct {
 // minSweep is how many buckets there are before idle ones are dropped.
 const minSweep = 1024
 
-// take counts n events. If the token or the repo has to wait, it counts none and returns a problem.
-func (l *eventRates) take(now time.Time, token, repo string, n int) error {
+// rateLimit is what holds a token or a repo.
+type rateLimit struct {
+	key       rateKey
+	perSecond int
+	what      string
+}
+
+// limits are those that there are for a token and a repo.
+func (l *eventRates) limits(token, repo string) (limits []rateLimit) {
+	if l.perToken > 0 {
+		limits = append(limits, rateLimit{rateKey{token, false}, l.perToken, "token may post (--max-events-per-second-per-token)"})
+	}
+	if l.perRepo > 0 {
+		limits = append(limits, rateLimit{rateKey{repo, true}, l.perRepo, "repo may get (--max-events-per-second-per-repo)"})
+	}
+	return limits
+}
+
+// check returns a problem if the token or the repo has to wait.
+func (l *eventRates) check(now time.Time, token, repo string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var buckets []*rate.Limiter
-	for _, limit := range []struct {
-		key       rateKey
-		perSecond int
-		flag      string
-	}{
-		{rateKey{token, false}, l.perToken, "token may post (--max-events-per-second-per-token)"},
-		{rateKey{repo, true}, l.perRepo, "repo may get (--max-events-per-second-per-repo)"},
-	} {
-		if limit.perSecond == 0 {
-			continue
-		}
-		bucket := l.bucket(now, limit.key, limit.perSecond)
-		if missing := 1 - bucket.TokensAt(now); missing > 0 {
+	for _, limit := range l.limits(token, repo) {
+		if missing := 1 - l.bucket(now, limit.key, limit.perSecond).TokensAt(now); missing > 0 {
 			p := newProblem(http.StatusTooManyRequests, "more than %d events a second, which is what a %s: wait, and send the same again",
-				limit.perSecond, limit.flag)
+				limit.perSecond, limit.what)
 			p.header = http.Header{"Retry-After": {strconv.Itoa(max(1, int(math.Ceil(missing/float64(limit.perSecond)))))}}
 			return p
 		}
-		buckets = append(buckets, bucket)
 	}
-	for _, bucket := range buckets {
+	return nil
+}
+
+// charge counts n events that were accepted.
+func (l *eventRates) charge(now time.Time, token, repo string, n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, limit := range l.limits(token, repo) {
+		bucket := l.bucket(now, limit.key, limit.perSecond)
 		for left := n; left > 0; left -= bucket.Burst() { // what exceeds it is borrowed from the time to come
 			bucket.ReserveN(now, min(left, bucket.Burst()))
 		}
 	}
-	return nil
 }
 
 func (l *eventRates) bucket(now time.Time, key rateKey, perSecond int) *rate.Limiter {
@@ -105,7 +174,7 @@ func (l *eventRates) bucket(now time.Time, key rateKey, perSecond int) *rate.Lim
 
 func checkLimits(cfg *Config) error {
 	for name, n := range map[string]int{
-		"MaxRequests": cfg.MaxRequests, "MaxEventsPerSecondPerToken": cfg.MaxEventsPerSecondPerToken,
+		"MaxRequests": cfg.MaxRequests, "MaxMemory": int(cfg.MaxMemory), "MaxEventsPerSecondPerToken": cfg.MaxEventsPerSecondPerToken,
 		"MaxEventsPerSecondPerRepo": cfg.MaxEventsPerSecondPerRepo,
 	} {
 		if n < 0 {

@@ -17,7 +17,10 @@ func TestEventRates(t *testing.T) {
 	l := eventRates{perToken: 10, perRepo: 4}
 	take := func(at time.Duration, token, repo string, n int, retryAfter string) {
 		t.Helper()
-		err := l.take(start.Add(at), token, repo, n)
+		err := l.check(start.Add(at), token, repo)
+		if err == nil {
+			l.charge(start.Add(at), token, repo, n)
+		}
 		p, refused := errors.AsType[*problem](err)
 		switch {
 		case retryAfter == "" && err != nil:
@@ -49,9 +52,7 @@ func TestEventRates(t *testing.T) {
 
 	// Names cost no memory once they are idle.
 	for i := range 10 * minSweep {
-		if err := l.take(start.Add(time.Hour+time.Duration(i)*time.Millisecond), "e"+fmt.Sprint(i), fmt.Sprint(i), 1); err != nil {
-			t.Fatal(err)
-		}
+		l.charge(start.Add(time.Hour+time.Duration(i)*time.Millisecond), "e"+fmt.Sprint(i), fmt.Sprint(i), 1)
 	}
 	if n := len(l.buckets); n > 4*minSweep {
 		t.Errorf("there are %d buckets", n)
@@ -59,7 +60,8 @@ func TestEventRates(t *testing.T) {
 
 	unlimited := eventRates{}
 	for range 100 {
-		if err := unlimited.take(start, "a", "r1", 1000); err != nil || len(unlimited.buckets) != 0 {
+		unlimited.charge(start, "a", "r1", 1000)
+		if err := unlimited.check(start, "a", "r1"); err != nil || len(unlimited.buckets) != 0 {
 			t.Fatalf("without limits: %v, %d buckets", err, len(unlimited.buckets))
 		}
 	}
@@ -68,6 +70,10 @@ func TestEventRates(t *testing.T) {
 func TestEventRatesOverHTTP(t *testing.T) {
 	api := startAPI(t, posthorn.Config{})
 	api.rates.perRepo = 3
+	// What is not accepted, or was before, costs nothing.
+	for range 10 {
+		api.do("POST", "/api/v1/repos/r1/events", `{"eventType":"nonsense","payload":1}`).problem(http.StatusUnprocessableEntity, "", "eventType")
+	}
 	const batch = `{"events":[{"eventType":"push","payload":1},{"eventType":"push","payload":2}]}`
 	api.do("POST", "/api/v1/repos/r1/events:batch", batch).ok(http.StatusAccepted)
 	api.do("POST", "/api/v1/repos/r1/events:batch", batch).ok(http.StatusAccepted) // one was left, and one is borrowed
@@ -112,6 +118,61 @@ func TestMaxRequests(t *testing.T) {
 	api.do("GET", path, "").ok(http.StatusOK)
 }
 
+// Nobody alone takes up all that there is for requests.
+func TestSharesOfRequests(t *testing.T) {
+	s := shares{most: 2}
+	for range 3 {
+		if s.take("a") != nil || s.take("a") != nil || s.take("b") != nil {
+			t.Fatal("there is room")
+		}
+		if p, ok := errors.AsType[*problem](s.take("a")); !ok || p.Status != http.StatusTooManyRequests || p.header.Get("Retry-After") != "1" {
+			t.Errorf("a third: %+v", p)
+		}
+		s.give("a")
+		s.give("a")
+		s.give("b")
+	}
+	if len(s.byName) != 0 {
+		t.Errorf("who has none under way is remembered: %v", s.byName)
+	}
+	api := newTestAPI(t, posthorn.Config{})
+	api.shares.most = 1
+	for range 3 { // they come back, also of what is refused
+		api.do("GET", "/api/v1/repos/r1/webhooks", "").ok(http.StatusOK)
+		api.do("GET", "/api/v1/repos/r1/webhooks/x", "").problem(http.StatusNotFound, "", "")
+		api.do("POST", "/api/v1/repos/r1/events", "{").problem(http.StatusBadRequest, "", "")
+	}
+	if err := api.shares.take("admin token"); err != nil {
+		t.Fatal(err)
+	}
+	for method, path := range map[string]string{"GET": "/api/v1/repos/r1/webhooks", "POST": "/api/v1/repos/r1/events"} {
+		api.do(method, path, "{}").problem(http.StatusTooManyRequests, "half of what may be", "")
+	}
+}
+
+// Large bodies share a bounded memory, whether they say their size or not.
+func TestMemoryOfBodies(t *testing.T) {
+	api := startAPI(t, posthorn.Config{MaxPayload: 1 << 20})
+	api.memory.most = 1 << 20
+	large := `{"eventType":"push","payload":"` + strings.Repeat("x", 100_000) + `"}`
+	post := func() answer { return api.do("POST", "/api/v1/repos/r1/events", large) }
+	post().ok(http.StatusAccepted)
+	if err := api.memory.take(1<<20 - 50_000); err != nil {
+		t.Fatal(err)
+	}
+	a := post()
+	a.problem(http.StatusServiceUnavailable, "--max-api-memory", "")
+	if a.header.Get("Retry-After") != "1" {
+		t.Errorf("Retry-After %q", a.header.Get("Retry-After"))
+	}
+	api.do("POST", "/api/v1/repos/r1/events", `{"eventType":"push","payload":1}`).ok(http.StatusAccepted) // small ones are in nobody's way
+	api.memory.give(1<<20 - 50_000)
+	post().ok(http.StatusAccepted)
+	if n := api.memory.used.Load(); n != 0 {
+		t.Errorf("%d bytes are not given back", n)
+	}
+}
+
 func TestMaxWebhooksPerRepo(t *testing.T) {
 	api := startAPI(t, posthorn.Config{MaxWebhooksPerRepo: 3})
 	const body = `{"url":"https://example.com/","events":["push"]}`
@@ -137,7 +198,7 @@ func TestMaxWebhooksPerRepo(t *testing.T) {
 func TestNewRefusesLimits(t *testing.T) {
 	api := newTestAPI(t, posthorn.Config{})
 	for name, cfg := range map[string]Config{
-		"MaxRequests": {MaxRequests: -1}, "MaxEventsPerSecondPerToken": {MaxEventsPerSecondPerToken: -1},
+		"MaxRequests": {MaxRequests: -1}, "MaxMemory": {MaxMemory: -1}, "MaxEventsPerSecondPerToken": {MaxEventsPerSecondPerToken: -1},
 		"MaxEventsPerSecondPerRepo": {MaxEventsPerSecondPerRepo: -1},
 	} {
 		cfg.Token = token

@@ -56,12 +56,27 @@ func post[I, O any](
 	if err != nil {
 		return nil, err
 	}
+	actor := posthorn.ActorOf(ctx)
+	if err := s.shares.take(actor); err != nil {
+		return nil, err
+	}
+	defer s.shares.give(actor)
 	query, p := parseQuery(r)
 	if p != nil {
 		return nil, p
 	}
 	if len(query) > 0 {
 		return nil, invalid(slices.Min(slices.Collect(maps.Keys(query))), "unknown query parameter")
+	}
+	size := r.ContentLength
+	if size < 0 || size > limit { // as much as is read
+		size = limit
+	}
+	if size > maxBody {
+		if err := s.memory.take(size); err != nil {
+			return nil, err
+		}
+		defer s.memory.give(size)
 	}
 	raw, err := readBody(w, r, limit, *buffer)
 	if err != nil {

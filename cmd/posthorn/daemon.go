@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"path/filepath"
 
+	"golang.org/x/net/netutil"
+
 	"github.com/musehub/posthorn"
 	"github.com/musehub/posthorn/httpapi"
 )
@@ -82,6 +84,7 @@ func startDaemon(ctx context.Context, cfg daemonConfig) (_ *daemon, err error) {
 	api, err := httpapi.New(d.dispatcher, httpapi.Config{
 		Token: d.token, Authorizer: cfg.access, Logger: cfg.logger, Version: buildVersion(),
 		MaxRequests:                cfg.limits.MaxAPIRequests,
+		MaxMemory:                  int64(cfg.limits.MaxAPIMemory),
 		MaxEventsPerSecondPerToken: cfg.limits.MaxEventsPerSecondPerToken,
 		MaxEventsPerSecondPerRepo:  cfg.limits.MaxEventsPerSecondPerRepo,
 	})
@@ -101,8 +104,12 @@ func startDaemon(ctx context.Context, cfg daemonConfig) (_ *daemon, err error) {
 		MaxHeaderBytes:    int(cfg.limits.MaxHeaderSize),
 		ErrorLog:          slog.NewLogLogger(cfg.logger.Handler(), slog.LevelWarn),
 	}
+	limited := listener
+	if n := cfg.limits.MaxAPIConnections; n > 0 { // a demo has none
+		limited = netutil.LimitListener(listener, n)
+	}
 	go func() {
-		if err := d.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		if err := d.http.Serve(limited); !errors.Is(err, http.ErrServerClosed) {
 			d.failed <- fmt.Errorf("serve the REST API: %w", err)
 		}
 	}()

@@ -3,7 +3,9 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,7 +29,7 @@ type jwtFlags struct {
 }
 
 // authorizer returns what tells who has a JWT, or nil if no flag says so.
-func (f *jwtFlags) authorizer() (httpapi.Authorizer, error) {
+func (f *jwtFlags) authorizer(logger *slog.Logger) (httpapi.Authorizer, error) {
 	keys := f.JWKSURL != "" || f.JWKSFile != ""
 	switch {
 	case !keys && (f.JWTIssuer != "" || f.JWTAudience != ""):
@@ -36,10 +38,17 @@ func (f *jwtFlags) authorizer() (httpapi.Authorizer, error) {
 		return nil, errors.New("--jwt-default-repos and --jwt-default-scopes go with --jwt-secret, --jwks-url or --jwks-file")
 	case !keys && f.JWTSecret == "":
 		return nil, nil
+	case len(f.JWTDefaultRepos) > 1 && slices.Contains(f.JWTDefaultRepos, "*"):
+		return nil, errors.New("--jwt-default-repos: '*' stands for all, so nothing goes beside it")
+	}
+	for _, scope := range f.JWTDefaultScopes {
+		if !slices.Contains(posthorn.Scopes(), posthorn.Scope(scope)) {
+			return nil, fmt.Errorf("--jwt-default-scopes: there is no scope %q; there are %v", scope, posthorn.Scopes())
+		}
 	}
 	verifier, err := jwtauth.New(jwtauth.Config{
 		Secret: f.JWTSecret, JWKSURL: f.JWKSURL, JWKSFile: f.JWKSFile, Issuer: f.JWTIssuer, Audience: f.JWTAudience, Leeway: f.JWTLeeway,
-		ReposClaim: f.JWTReposClaim, ScopesClaim: f.JWTScopesClaim, DefaultRepos: f.JWTDefaultRepos, DefaultScopes: f.JWTDefaultScopes,
+		Logger: logger, ReposClaim: f.JWTReposClaim, ScopesClaim: f.JWTScopesClaim, DefaultRepos: f.JWTDefaultRepos, DefaultScopes: f.JWTDefaultScopes,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("--jwt-… and --jwks-…: %w", err)
@@ -57,7 +66,11 @@ func (f *jwtFlags) authorizer() (httpapi.Authorizer, error) {
 		if err != nil {
 			return httpapi.Principal{}, err
 		}
-		p := httpapi.Principal{Name: "jwt:" + claims.Subject, Repos: claims.Repos, AllRepos: claims.AllRepos}
+		name := "jwt:" + claims.Subject
+		if claims.Issuer != "" { // who may have a user of the same name as MuseHub
+			name += " of " + claims.Issuer
+		}
+		p := httpapi.Principal{Name: name, Repos: claims.Repos, AllRepos: claims.AllRepos}
 		for _, scope := range claims.Scopes {
 			p.Scopes = append(p.Scopes, posthorn.Scope(scope))
 		}

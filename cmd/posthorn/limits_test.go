@@ -65,24 +65,78 @@ func TestAPILimits(t *testing.T) {
 	answer("a header within the limit", dial("GET /healthz HTTP/1.1\r\nHost: x\r\nX-Large: "+strings.Repeat("x", 4<<10)+"\r\n\r\n"), 200)
 
 	// A body that doesn't come takes up the one request that may be under way, until its time is over.
-	slow := dial("POST /api/v1/repos/r1/webhooks HTTP/1.1\r\n" + authorized + "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+	var slow *bufio.Reader
 	busy := false
-	for range 100 { // it may take a moment until that is under way, and then it is over again soon
+	for i := 0; i < 300 && !busy; i++ { // it may take a moment until that is under way, and then it is over again soon
+		if i%100 == 0 { // or the next one was quicker, and this one was refused
+			slow = dial("POST /api/v1/repos/r1/webhooks HTTP/1.1\r\n" + authorized + "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+		}
 		r := dial("GET /api/v1/event-types HTTP/1.1\r\n" + authorized + "\r\n")
 		resp, err := http.ReadResponse(r, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		resp.Body.Close()
-		if busy = resp.StatusCode == http.StatusServiceUnavailable; busy {
-			break
-		}
+		busy = resp.StatusCode == http.StatusServiceUnavailable
 	}
 	if !busy {
 		t.Error("no second request was refused")
 	}
 	answer("half a body", slow, 408)
+	// Nor does one that means nothing hold up a redelivery, whose answer may take as long as it likes.
+	answer("a redelivery with half a body", dial("POST /api/v1/repos/r1/webhooks/w/deliveries/d/redeliver HTTP/1.1\r\n"+authorized+"Content-Length: 5\r\n\r\n{"), 400)
 	s.call("GET", "/api/v1/event-types", "", 200)
+}
+
+// More connections than there may be wait until one ends, and cost the server nothing.
+func TestAPIConnections(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "--max-api-connections", "2")
+	address := strings.TrimPrefix(s.url, "http://")
+	ask := func() (net.Conn, *bufio.Reader) {
+		t.Helper()
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		if _, err := io.WriteString(conn, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		return conn, bufio.NewReader(conn)
+	}
+	healthy := func(r *bufio.Reader) error {
+		resp, err := http.ReadResponse(r, nil)
+		if err == nil {
+			resp.Body.Close()
+		}
+		return err
+	}
+	// The await of startServer may have left a connection of the tests' own client.
+	http.DefaultClient.CloseIdleConnections()
+	contractClient.CloseIdleConnections()
+	first, answer := ask()
+	if err := healthy(answer); err != nil {
+		t.Fatal(err)
+	}
+	_, answer = ask()
+	if err := healthy(answer); err != nil {
+		t.Fatal(err)
+	}
+	third, answer := ask()
+	if err := third.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil { // long enough to be seen where the limit is gone
+		t.Fatal(err)
+	}
+	if _, err := answer.Peek(1); err == nil {
+		t.Error("a third connection was answered beside two others")
+	}
+	first.Close()
+	if err := third.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	if err := healthy(bufio.NewReader(third)); err != nil {
+		t.Error(err)
+	}
 }
 
 // isReset reports whether the other side has closed a connection on which it had not read everything.

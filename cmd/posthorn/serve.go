@@ -116,7 +116,7 @@ func (c *serveCmd) Validate() error {
 	if err := c.egress.check(); err != nil {
 		return err
 	}
-	if _, err := c.jwtFlags.authorizer(); err != nil {
+	if _, err := c.jwtFlags.authorizer(nil); err != nil {
 		return err
 	}
 	if err := c.apiLimits.check(); err != nil {
@@ -137,7 +137,7 @@ func (c *serveCmd) Run() error {
 	if err != nil {
 		return err
 	}
-	authorizer, err := c.jwtFlags.authorizer()
+	authorizer, err := c.jwtFlags.authorizer(logger)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -42,12 +43,15 @@ type Config struct {
 	DefaultRepos  []string // of tokens without that claim; "*" for all
 	DefaultScopes []string
 
+	Logger *slog.Logger // is told that keys can't be read; slog.Default() if it isn't set
+
 	now func() time.Time // time.Now, but for tests
 }
 
 // Claims is what a token says, once it is verified.
 type Claims struct {
 	Subject  string
+	Issuer   string // of a token that the issuer's keys have signed
 	Repos    []string
 	AllRepos bool
 	Scopes   []string // some may be unknown
@@ -72,6 +76,9 @@ func (e *UnavailableError) Unwrap() error { return e.Err }
 func New(cfg Config) (*Verifier, error) {
 	if cfg.now == nil {
 		cfg.now = time.Now
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
 	}
 	keys := cfg.JWKSURL != "" || cfg.JWKSFile != ""
 	switch {
@@ -139,7 +146,11 @@ func (v *Verifier) Verify(ctx context.Context, token string) (Claims, error) {
 	if kind := ""; shared && (parsed.Get("type", &kind) != nil || kind != "access") {
 		return Claims{}, errors.New(`the token's claim "type" is not "access"`)
 	}
-	return v.claims(parsed)
+	claims, err := v.claims(parsed)
+	if err == nil && !shared {
+		claims.Issuer = v.cfg.Issuer
+	}
+	return claims, err
 }
 
 // reason says what is wrong with a token, as far as that is known, without quoting it.

@@ -1,6 +1,7 @@
 package jwtauth
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -155,7 +156,7 @@ var (
 )
 
 func TestVerify(t *testing.T) {
-	bob := Claims{Subject: "bob", Repos: []string{"r1", "r2"}, Scopes: []string{"webhooks:read", "events:write"}}
+	bob := Claims{Subject: "bob", Issuer: "https://issuer", Repos: []string{"r1", "r2"}, Scopes: []string{"webhooks:read", "events:write"}}
 	for name, c := range map[string]struct {
 		token  string
 		want   Claims
@@ -174,10 +175,10 @@ func TestVerify(t *testing.T) {
 		"a scope's list":      {sign(rsHeader, with(claims, "scope", []string{"webhooks:read", "events:write"}), rs256), bob, nil},
 		"expired just now":    {sign(rsHeader, with(claims, "exp", now.Unix()-29), rs256), bob, nil},
 		"valid in a moment":   {sign(rsHeader, with(claims, "nbf", now.Unix()+29), rs256), bob, nil},
-		"all repos":           {sign(rsHeader, with(claims, "repos", "*"), rs256), Claims{Subject: "bob", AllRepos: true, Scopes: bob.Scopes}, nil},
-		"* among others":      {sign(rsHeader, with(claims, "repos", []string{"*", "r"}), rs256), Claims{Subject: "bob", Repos: []string{"*", "r"}, Scopes: bob.Scopes}, nil},
+		"all repos":           {sign(rsHeader, with(claims, "repos", "*"), rs256), Claims{Subject: "bob", Issuer: "https://issuer", AllRepos: true, Scopes: bob.Scopes}, nil},
+		"* among others":      {sign(rsHeader, with(claims, "repos", []string{"*", "r"}), rs256), Claims{Subject: "bob", Issuer: "https://issuer", Repos: []string{"*", "r"}, Scopes: bob.Scopes}, nil},
 		"defaults are unused": {sign(rsHeader, claims, rs256), bob, func(c *Config) { c.DefaultRepos, c.DefaultScopes = []string{"*"}, []string{"admin"} }},
-		"other claims' names": {sign(rsHeader, with(claims, "projects", "r9"), rs256), Claims{Subject: "bob", Repos: []string{"r9"}, Scopes: bob.Scopes},
+		"other claims' names": {sign(rsHeader, with(claims, "projects", "r9"), rs256), Claims{Subject: "bob", Issuer: "https://issuer", Repos: []string{"r9"}, Scopes: bob.Scopes},
 			func(c *Config) { c.ReposClaim = "projects" }},
 	} {
 		got, err := verifier(t, c.change).Verify(t.Context(), c.token)
@@ -352,10 +353,14 @@ func TestKeysOfAURL(t *testing.T) {
 		}
 	}
 	try("no key was ever read", "rsa", rs256, "RS256", false, true, 1)
+	try("none was read a moment ago", "rsa", rs256, "RS256", false, true, 0)
+	clock = clock.Add(fetchFirstEvery)
 	set.Store("redirect")
 	try("a redirect", "rsa", rs256, "RS256", false, true, 1)
+	clock = clock.Add(fetchFirstEvery)
 	set.Store(strings.Repeat(" ", maxKeySet) + keySet(rsaJWK(&rsaKey.PublicKey, "rsa")))
 	try("too large", "rsa", rs256, "RS256", false, true, 1)
+	clock = clock.Add(fetchFirstEvery)
 	set.Store(keySet(rsaJWK(&rsaKey.PublicKey, "rsa")))
 	try("the first", "rsa", rs256, "RS256", true, false, 1)
 	try("a known one", "rsa", rs256, "RS256", true, false, 0)
@@ -423,6 +428,44 @@ func TestHangingIssuer(t *testing.T) {
 	waiting.Wait()
 }
 
+// While there are no keys, and the issuer hangs, few wait, each as long as it likes.
+func TestWaitingForKeys(t *testing.T) {
+	asked, answer := make(chan struct{}), make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked <- struct{}{}
+		<-answer
+		_, _ = io.WriteString(w, keySet(edJWK("ed")))
+	}))
+	t.Cleanup(server.Close)
+	v := verifier(t, func(c *Config) { c.JWKSFile, c.JWKSURL = "", server.URL })
+	verify := func(ctx context.Context) error {
+		_, err := v.Verify(ctx, sign(object{"alg": "EdDSA", "kid": "ed"}, claims, eddsa))
+		return err
+	}
+	var first sync.WaitGroup
+	first.Go(func() {
+		if err := verify(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+	<-asked
+	ctx, giveUp := context.WithCancel(t.Context())
+	results := make(chan error, maxWaiting+5)
+	for range cap(results) {
+		go func() { results <- verify(ctx) }()
+	}
+	for i := range cap(results) {
+		if i == 5 { // those for whom there was no room have their answer
+			giveUp()
+		}
+		if _, ok := errors.AsType[*UnavailableError](<-results); !ok {
+			t.Error("one who has to wait is not told that the keys are unavailable")
+		}
+	}
+	close(answer)
+	first.Wait()
+}
+
 func TestKeysOfAFile(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "keys.json")
 	write := func(set string, at time.Time) {
@@ -441,6 +484,7 @@ func TestKeysOfAFile(t *testing.T) {
 		t.Error("a file that isn't there is not called unavailable")
 	}
 	write(keySet(edJWK("ed")), now)
+	clock = clock.Add(fetchFirstEvery)
 	if err := verify(); err != nil {
 		t.Error(err)
 	}

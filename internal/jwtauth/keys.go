@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -29,6 +30,10 @@ const (
 	keysFresh = 15 * time.Minute
 	// fetchEvery is how often they are read at most: anyone can make up a token with an unknown key.
 	fetchEvery = 10 * time.Second
+	// fetchFirstEvery is the same while there are none.
+	fetchFirstEvery = time.Second
+	// maxWaiting is how many may wait for keys: it costs nothing to make up tokens, and each who waits holds a request.
+	maxWaiting = 16
 	minRSABits = 2048
 )
 
@@ -41,8 +46,11 @@ type keySource struct {
 	now       func() time.Time
 	client    *http.Client
 
-	reading sync.Mutex // held while keys are read, so that all who need them wait for the same
-	tried   time.Time  // when that was last begun
+	log *slog.Logger
+
+	// reading has room for the one who reads keys, so that all who need them wait for the same, and waiting for those.
+	reading, waiting chan struct{}
+	tried            time.Time // when that was last done, or failed; of who is reading
 
 	mu      sync.Mutex
 	keys    []publicKey
@@ -57,7 +65,10 @@ type publicKey struct {
 }
 
 func newKeySource(cfg Config) (*keySource, error) {
-	s := &keySource{url: cfg.JWKSURL, file: cfg.JWKSFile, now: cfg.now}
+	s := &keySource{
+		url: cfg.JWKSURL, file: cfg.JWKSFile, now: cfg.now, log: cfg.Logger,
+		reading: make(chan struct{}, 1), waiting: make(chan struct{}, maxWaiting),
+	}
 	if s.url == "" {
 		return s, nil
 	}
@@ -82,28 +93,54 @@ func isLoopback(host string) bool {
 // have been.
 func (s *keySource) key(ctx context.Context, alg jwa.SignatureAlgorithm, id string) (any, error) {
 	key, found, stale := s.find(alg, id)
-	if found {
-		if !stale || !s.reading.TryLock() { // only one has to wait for an issuer that hangs, when the key is known
+	if found && !stale {
+		return key, nil
+	}
+	select {
+	case s.reading <- struct{}{}:
+	default:
+		if found { // only one has to wait for an issuer that hangs, when the key is known
 			return key, nil
 		}
-	} else {
-		s.reading.Lock()
-	}
-	defer s.reading.Unlock()
-	now := s.now()
-	if s.tried.IsZero() || now.Sub(s.tried) >= fetchEvery {
-		s.tried = now
-		if err := s.refresh(ctx); err != nil && !s.any() {
-			s.tried = time.Time{} // whoever comes next may try again at once: there is nothing yet
-			return nil, &UnavailableError{err}
+		if err := s.wait(ctx); err != nil {
+			return nil, err
 		}
-	} else if !s.any() {
-		return nil, &UnavailableError{errors.New("they were asked for a moment ago")}
 	}
-	if key, found, _ = s.find(alg, id); !found {
-		return nil, fmt.Errorf("the token's key is none of the issuer's for %s", alg)
+	defer func() { <-s.reading }()
+	every := fetchEvery
+	if !s.any() {
+		every = fetchFirstEvery
 	}
-	return key, nil
+	if s.tried.IsZero() || s.now().Sub(s.tried) >= every {
+		err := s.refresh(ctx)
+		s.tried = s.now()
+		if err != nil {
+			s.log.Warn("the keys of the token issuer can't be read; those that are known stay good", "error", err)
+		}
+	}
+	if key, found, _ = s.find(alg, id); found {
+		return key, nil
+	}
+	if !s.any() {
+		return nil, &UnavailableError{errors.New("there are none yet")}
+	}
+	return nil, fmt.Errorf("the token's key is none of the issuer's for %s", alg)
+}
+
+// wait waits until it is the caller's turn to read keys.
+func (s *keySource) wait(ctx context.Context) error {
+	select {
+	case s.waiting <- struct{}{}:
+	default:
+		return &UnavailableError{errors.New("too many wait for them")}
+	}
+	defer func() { <-s.waiting }()
+	select {
+	case s.reading <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return &UnavailableError{ctx.Err()}
+	}
 }
 
 // any reports whether there are keys.
