@@ -450,6 +450,7 @@ func TestWaitingForKeys(t *testing.T) {
 	})
 	<-asked
 	ctx, giveUp := context.WithCancel(t.Context())
+	defer giveUp()
 	results := make(chan error, maxWaiting+5)
 	for range cap(results) {
 		go func() { results <- verify(ctx) }()
