@@ -303,7 +303,7 @@ func (d *Dispatcher) explainNone(event *AcceptedEvent, w *Webhook) (state EventS
 		}
 		switch matches, err := d.subscriptions.filter(w.Filter).Match(e); {
 		case err != nil:
-			return EventFiltered, "the webhook's filter can't be evaluated for the event: " + err.Error(), nil
+			return EventFiltered, "the webhook's filter can't be evaluated for the event: " + err.Error(), nil //nolint:nilerr // it is told
 		case !matches:
 			return EventFiltered, "the webhook's filter is not true for the event: " + w.Filter, nil
 		}
