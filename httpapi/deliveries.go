@@ -184,8 +184,13 @@ func (s *server) registerDeliveries() {
 func withoutDeadlines(ctx huma.Context, next func(huma.Context)) {
 	r, w := humago.Unwrap(ctx)
 	// A body has no meaning here, and must not be waited for without a limit; and while it is there, nobody notices that the client is gone.
-	if n, err := io.Copy(io.Discard, io.LimitReader(r.Body, maxBody+1)); err != nil || n > maxBody {
-		newProblem(http.StatusBadRequest, "there is a body, which means nothing here, and it did not arrive or is too large").write(w)
+	n, err := io.Copy(io.Discard, io.LimitReader(r.Body, maxBody+1))
+	switch {
+	case n > maxBody:
+		tooLarge(maxBody).write(w)
+		return
+	case err != nil:
+		newProblem(http.StatusBadRequest, "there is a body, which means nothing here, and it did not arrive").write(w)
 		return
 	}
 	control := http.NewResponseController(w)
