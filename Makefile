@@ -68,9 +68,9 @@ cross: ## Build for Linux, macOS and Windows, amd64 and arm64, into dist/
 	done
 
 .PHONY: fuzz
-fuzz: ## Run each fuzz test for FUZZTIME (30s), two at a time
+fuzz: ## Run each fuzz test for FUZZTIME (30s), three at a time
 	@git grep -qE '^func Fuzz' -- '*_test.go' # there are some
-	@git grep -oE '^func Fuzz\w+' -- '*_test.go' | sed -E 's|^(.*/)?[^/]+:func |./\1 |' | xargs -P 2 -L 1 bash -c \
+	@git grep -oE '^func Fuzz\w+' -- '*_test.go' | sed -E 's|^(.*/)?[^/]+:func |./\1 |' | xargs -P 3 -L 1 bash -c \
 		'out=$$(go test -run "^$$" -fuzz "^$$1\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x -parallel 1 "$$0" 2>&1) && status=0 || status=255; \
 		echo "== $$1 in $$0"; tail -n 25 <<<"$$out"; exit $$status'
 
