@@ -91,7 +91,7 @@ func (d *Dispatcher) send(ctx context.Context, t *use, e *Entry) (sender.Outcome
 		Trigger:   e.Trigger,
 		Run:       e.Run,
 		Attempt:   e.Attempt,
-		Exchange:  Exchange{URL: t.URL, SentAt: started, Secrets: t.secrets, Ed25519: t.ed25519, Extra: t.extra},
+		Exchange:  Exchange{URL: t.URL, SentAt: started, Secrets: t.secrets, Ed25519: t.ed25519, Extra: t.extra, Event: e.Event.Attributes},
 	}
 	outcome := sender.Outcome{}
 	if t.err != nil {
@@ -123,6 +123,7 @@ func (d *Dispatcher) send(ctx context.Context, t *use, e *Entry) (sender.Outcome
 	delivery.DeliveredAt = d.clock.now()
 	delivery.Exchange.Header = outcome.Header
 	delivery.Exchange.Timings = Timings(outcome.Timings)
+	delivery.Exchange.Remote = outcome.Remote
 	return outcome, delivery
 }
 
@@ -137,6 +138,13 @@ const (
 const (
 	githubSignature = "X-Hub-Signature-256"
 	idempotencyKey  = "Idempotency-Key"
+)
+
+// Headers that come from an event's attributes.
+const (
+	traceParent = "traceparent"
+	traceState  = "tracestate"
+	depthHeader = "Posthorn-Depth"
 )
 
 // What a webhook's own headers can be at most.
@@ -207,7 +215,7 @@ func (d *Dispatcher) setHeaders(w *Webhook, headers map[string]string) error {
 
 // requestHeader returns the headers of a delivery's request but for its signatures.
 func (d *Dispatcher) requestHeader(delivery *Delivery) http.Header {
-	return http.Header{
+	header := http.Header{
 		"Content-Type":     {"application/json"},
 		"User-Agent":       {d.cfg.UserAgent},
 		d.headers.event:    {delivery.EventType},
@@ -215,6 +223,18 @@ func (d *Dispatcher) requestHeader(delivery *Delivery) http.Header {
 		standardID:         {delivery.EventID},
 		standardTimestamp:  {strconv.FormatInt(delivery.Exchange.SentAt.Unix(), 10)},
 	}
+	if event := &delivery.Exchange.Event; *event != (Attributes{}) {
+		if event.TraceParent != "" {
+			header[traceParent] = []string{event.TraceParent}
+		}
+		if event.TraceState != "" {
+			header[traceState] = []string{event.TraceState}
+		}
+		if event.Depth > 0 {
+			header[depthHeader] = []string{strconv.Itoa(event.Depth)}
+		}
+	}
+	return header
 }
 
 // RequestHeader returns the headers that a delivery's request had, with its signatures and the webhook's own headers masked.

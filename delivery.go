@@ -57,6 +57,10 @@ type Exchange struct {
 	Extra   []string    `json:"extra,omitempty"`   // the names of the headers that the webhook asked for; read-only
 	Header  http.Header `json:"header,omitempty"`  // of the response
 	Timings Timings     `json:"timings"`
+	// Event has what the event's attributes made of the request.
+	Event Attributes `json:"event,omitzero"`
+	// Remote is what kind of address the connection was made to ("public", "private", "loopback" …); empty if there was none.
+	Remote string `json:"remote,omitempty"`
 }
 
 // Timings says where an attempt's time went. A phase that did not happen is zero, as on a kept connection.
@@ -109,7 +113,14 @@ func (x *Exchange) AppendJSON(b []byte) []byte {
 	if t.Reused {
 		b = append(b, `,"reused":true`...)
 	}
-	return append(b, "}}"...)
+	b = append(b, '}')
+	if x.Event != (Attributes{}) {
+		b = append(append(b, `,"event":`...), x.Event.Encode()...)
+	}
+	if x.Remote != "" {
+		b = appendString(append(b, `,"remote":`...), x.Remote)
+	}
+	return append(b, '}')
 }
 
 func appendHeader(b []byte, header http.Header) []byte {

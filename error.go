@@ -18,6 +18,7 @@ const (
 	CodeUnavailable  Code = "unavailable"  // not now: not started, stopping, or the store can't be written
 	CodeUnauthorized Code = "unauthorized" // it is not known who asks
 	CodeUncertain    Code = "uncertain"    // the store was lost while it committed: it may have been done or not
+	CodeLoop         Code = "loop"         // webhooks lead back to where they come from
 	CodeInternal     Code = "internal"     // a defect in Posthorn or in the store
 )
 

@@ -6,10 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"reflect"
 	"strings"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"github.com/musehub/posthorn/internal/filter"
@@ -32,6 +30,90 @@ type Event struct {
 	// be valid JSON in UTF-8. A Go map gets camelCase keys at every depth (repo_id becomes repoId), sorted. Everything
 	// else is marshalled compactly by encoding/json, without escaping HTML.
 	Payload any
+
+	Attributes
+}
+
+// Attributes are what an event may have beside its type and payload. They are no part of what makes two events the same.
+type Attributes struct {
+	// OrderingKey names what the event is about, such as an issue: a webhook whose Ordering is [OrderingKey] gets the events of one key
+	// one after the other, in the order in which they were accepted. At most [MaxOrderingKeyLength] bytes.
+	OrderingKey string `json:"orderingKey,omitempty"`
+	// TraceParent and TraceState are sent on as the headers traceparent and tracestate (W3C Trace Context), so that the receiver's
+	// part of a trace is found from the dispatcher's. What isn't valid is left out, as that specification has it.
+	TraceParent string `json:"traceparent,omitempty"`
+	TraceState  string `json:"tracestate,omitempty"`
+	// Depth is how many deliveries have led to the event, one from the other; zero for what no delivery has led to. It is sent on as
+	// Posthorn-Depth. With more than [MaxDepth] the event is refused: webhooks lead back to where they come from.
+	Depth int `json:"depth,omitempty"`
+}
+
+const (
+	// MaxOrderingKeyLength is how many bytes an event's OrderingKey may have.
+	MaxOrderingKeyLength = 256
+	// MaxDepth is how many deliveries may have led to an event.
+	MaxDepth = 5
+
+	maxTraceState = 512 // bytes, as the specification demands at least
+)
+
+// Encode returns the attributes for a store, which keeps them as a string; empty for none.
+func (a Attributes) Encode() string {
+	if a == (Attributes{}) {
+		return ""
+	}
+	text, _ := json.Marshal(a) // which never fails: these are strings and a number
+	return string(text)
+}
+
+// DecodeAttributes is the reverse of [Attributes.Encode].
+func DecodeAttributes(text string) (a Attributes, err error) {
+	if text == "" {
+		return a, nil
+	}
+	if err := json.Unmarshal([]byte(text), &a); err != nil {
+		return a, Errorf(CodeInternal, "the attributes of an event can't be read: %w", err)
+	}
+	return a, nil
+}
+
+// check says what is wrong with the attributes, and leaves out what is no trace.
+func (a *Attributes) check() error {
+	switch {
+	case len(a.OrderingKey) > MaxOrderingKeyLength:
+		return invalid("orderingKey", "it has %d bytes: at most %d", len(a.OrderingKey), MaxOrderingKeyLength)
+	case !utf8.ValidString(a.OrderingKey) || strings.ContainsRune(a.OrderingKey, 0):
+		return invalid("orderingKey", "it is not UTF-8, or has a NUL character")
+	case a.Depth < 0:
+		return invalid("depth", "it is negative")
+	case a.Depth > MaxDepth:
+		return Errorf(CodeLoop, "%d deliveries have led to this event, one from the other: a webhook leads back to where its events "+
+			"come from, which is stopped after %d", a.Depth, MaxDepth)
+	}
+	if !isTraceParent(a.TraceParent) {
+		a.TraceParent = ""
+	}
+	if a.TraceParent == "" || len(a.TraceState) > maxTraceState || !isHeaderValue(a.TraceState) {
+		a.TraceState = ""
+	}
+	return nil
+}
+
+// isTraceParent reports whether s is a traceparent of version 00, or of a later one that begins like it.
+func isTraceParent(s string) bool {
+	const length = len("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+	if len(s) < length || len(s) > 2*length || s[:2] == "ff" || len(s) > length && (s[:2] == "00" || s[length] != '-') {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		switch dash := i == 2 || i == 35 || i == 52; {
+		case dash && c == '-', i >= length && c > ' ' && c <= '~':
+		case dash || i >= length || !(c >= '0' && c <= '9' || c >= 'a' && c <= 'f'):
+			return false
+		}
+	}
+	return strings.Trim(s[3:35], "0") != "" && strings.Trim(s[36:52], "0") != ""
 }
 
 // What [Dispatcher.DispatchBatch] takes.
@@ -57,6 +139,8 @@ type AcceptedEvent struct {
 	Payload    json.RawMessage // the exact bytes of every request's body; never modified
 	CreatedAt  time.Time       // when it was accepted, to the microsecond
 	Deliveries int             // how many webhooks it was accepted for
+
+	Attributes
 }
 
 // EventQuery selects the events of a repo, newest first.
@@ -393,7 +477,10 @@ func (d *Dispatcher) newEvent(e Event) (*AcceptedEvent, error) {
 	if !d.knows(e.Type) {
 		return nil, invalid("eventType", "unknown event type %.128q; the valid ones are %s", e.Type, strings.Join(d.EventTypes(), ", "))
 	}
-	event := &AcceptedEvent{ID: e.ID, RepoID: e.RepoID, Type: e.Type, CreatedAt: d.clock.now()}
+	event := &AcceptedEvent{ID: e.ID, RepoID: e.RepoID, Type: e.Type, CreatedAt: d.clock.now(), Attributes: e.Attributes}
+	if err := event.check(); err != nil {
+		return nil, err
+	}
 	if event.ID == "" {
 		event.ID = newID(event.CreatedAt)
 	} else if err := checkEventID(event.ID); err != nil {
@@ -457,7 +544,7 @@ func marshalPayload(payload any, limit int) (json.RawMessage, error) {
 	case []byte:
 		raw = bytes.Clone(p)
 	default:
-		camel, err := camelKeys(payload, 0)
+		camel, err := rawjson.CamelKeys(payload)
 		if err == nil {
 			raw, err = marshal(camel)
 		}
@@ -486,81 +573,4 @@ func marshal(v any) ([]byte, error) {
 		return nil, err
 	}
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
-}
-
-// maxDepth is how deep maps and slices may be nested, as for encoding/json.
-const maxDepth = 1000
-
-// camelKeys returns a copy of v in which the keys of Go maps, at every depth of maps and slices, are in camelCase.
-// Structs say by their tags what their keys are, and stay as they are, as does what marshals itself.
-func camelKeys(v any, depth int) (any, error) {
-	if _, ok := v.(json.Marshaler); ok {
-		return v, nil
-	}
-	if depth > maxDepth {
-		return nil, fmt.Errorf("it is nested more than %d deep, or contains itself", maxDepth)
-	}
-	switch r := reflect.ValueOf(v); r.Kind() {
-	case reflect.Map:
-		if r.Type().Key().Kind() == reflect.String && !r.IsNil() {
-			return camelMap(r, depth)
-		}
-	case reflect.Slice, reflect.Array:
-		switch r.Type().Elem().Kind() {
-		case reflect.Interface, reflect.Map, reflect.Slice, reflect.Array:
-			if r.Kind() == reflect.Array || !r.IsNil() {
-				return camelSlice(r, depth)
-			}
-		}
-	}
-	return v, nil
-}
-
-func camelMap(r reflect.Value, depth int) (any, error) {
-	m := make(map[string]any, r.Len())
-	for it := r.MapRange(); it.Next(); {
-		key := camel(it.Key().String())
-		if _, ok := m[key]; ok {
-			return nil, fmt.Errorf("two keys of a map become %q", key)
-		}
-		value, err := camelKeys(it.Value().Interface(), depth+1)
-		if err != nil {
-			return nil, err
-		}
-		m[key] = value
-	}
-	return m, nil
-}
-
-func camelSlice(r reflect.Value, depth int) (any, error) {
-	s := make([]any, r.Len())
-	for i := range s {
-		var err error
-		if s[i], err = camelKeys(r.Index(i).Interface(), depth+1); err != nil {
-			return nil, err
-		}
-	}
-	return s, nil
-}
-
-// camel turns repo_id into repoId. Underscores at the start stay.
-func camel(key string) string {
-	if !strings.Contains(strings.TrimLeft(key, "_"), "_") {
-		return key
-	}
-	var b strings.Builder
-	upper, started := false, false
-	for _, r := range key {
-		switch {
-		case r == '_' && started:
-			upper = true
-			continue
-		case upper:
-			r = unicode.ToUpper(r)
-			upper = false
-		}
-		started = started || r != '_'
-		b.WriteRune(r)
-	}
-	return b.String()
 }

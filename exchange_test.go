@@ -27,6 +27,10 @@ func TestExchangeJSON(t *testing.T) {
 				Total: duration("total"), Reused: rapid.Bool().Draw(t, "reused"),
 			},
 		}
+		if rapid.Bool().Draw(t, "attributes") {
+			x.Event = posthorn.Attributes{OrderingKey: rapid.String().Draw(t, "key"), TraceParent: "a", TraceState: "b", Depth: 2}
+			x.Remote = rapid.SampledFrom([]string{"", "public"}).Draw(t, "remote")
+		}
 		if rapid.Bool().Draw(t, "kept") {
 			x.Timings = posthorn.Timings{Total: x.Timings.Total}
 		}

@@ -54,6 +54,7 @@ type timingsJSON struct {
 	FirstByteMS float64 `json:"firstByteMs" doc:"From having a connection to the first byte of the response"`
 	TotalMS     float64 `json:"totalMs"`
 	Reused      bool    `json:"reused" doc:"The connection was kept from an earlier request"`
+	Remote      string  `json:"remoteAddressClass,omitempty" doc:"What kind of address the connection went to: public, or what of the rest was opened" example:"public"`
 }
 
 // headersJSON are the headers of a request or a response. An object by name, each with a list of values.
@@ -248,7 +249,7 @@ func (s *server) getDelivery(ctx context.Context, in *deliveryInput) (*output[de
 	shown := showDelivery(&delivery)
 	shown.Request = &requestJSON{delivery.Exchange.URL, headersJSON(s.dispatcher.RequestHeader(delivery))}
 	shown.Response = &responseJSON{maskHeader(delivery.Exchange.Header)}
-	shown.Timings = showTimings(delivery.Exchange.Timings)
+	shown.Timings = showTimings(&delivery.Exchange)
 	return &output[deliveryJSON]{shown}, nil
 }
 
@@ -288,10 +289,11 @@ func showDelivery(d *posthorn.Delivery) deliveryJSON {
 	return shown
 }
 
-func showTimings(t posthorn.Timings) *timingsJSON {
+func showTimings(x *posthorn.Exchange) *timingsJSON {
+	t := x.Timings
 	return &timingsJSON{
 		milliseconds(t.DNS), milliseconds(t.Connect), milliseconds(t.TLS), milliseconds(t.FirstByte),
-		milliseconds(t.Total), t.Reused,
+		milliseconds(t.Total), t.Reused, x.Remote,
 	}
 }
 

@@ -22,12 +22,18 @@ type eventJSON struct {
 	Payload    string `json:"payload" doc:"The exact bytes that were posted and are sent"`
 	CreatedAt  string `json:"createdAt" format:"date-time"`
 	Deliveries int    `json:"deliveries" doc:"How many webhooks it was accepted for"`
+
+	OrderingKey string `json:"orderingKey,omitempty"`
+	TraceParent string `json:"traceparent,omitempty" doc:"The header traceparent that it was posted with"`
+	TraceState  string `json:"tracestate,omitempty"`
+	Depth       int    `json:"depth,omitempty" doc:"How many deliveries have led to it, one from the other"`
 }
 
 func showEvent(e *posthorn.AcceptedEvent) eventJSON {
 	return eventJSON{
 		EventID: e.ID, RepoID: e.RepoID, EventType: e.Type, Payload: string(e.Payload),
 		CreatedAt: timestamp(e.CreatedAt), Deliveries: e.Deliveries,
+		OrderingKey: e.OrderingKey, TraceParent: e.TraceParent, TraceState: e.TraceState, Depth: e.Depth,
 	}
 }
 
@@ -45,6 +51,8 @@ type newEventJSON struct {
 	EventType string          `json:"eventType" example:"push"`
 	Payload   json.RawMessage `json:"payload" doc:"Any JSON value, usually an object. Its bytes are sent unchanged to the last one"`
 	EventID   *string         `json:"eventId,omitempty" minLength:"1" maxLength:"128" doc:"Names the event for ever, so that posting it again sends nothing twice. Letters, digits, _, - and :. A new UUID if it isn't given"`
+	// OrderingKey needs no pointer: empty is none.
+	OrderingKey string `json:"orderingKey,omitempty" maxLength:"256" doc:"What the event is about: webhooks with ordering key get those of one key one after the other"`
 }
 
 // receiptJSON is the answer to an accepted event.
@@ -179,7 +187,7 @@ func (s *server) testFilter(ctx context.Context, in *filterTestInput) (*output[f
 }
 
 func (s *server) postEvent(ctx context.Context, in *postInput[newEventJSON]) (*postOutput[receiptJSON], error) {
-	event, err := newEvent(in.RepoID, &in.body)
+	event, err := newEvent(in.RepoID, &in.body, in.attributes())
 	if err != nil {
 		return nil, err
 	}
@@ -204,7 +212,7 @@ func (s *server) postEvents(ctx context.Context, in *postInput[newEventsJSON]) (
 	events := make([]posthorn.Event, len(in.body.Events))
 	for i := range events {
 		var err error
-		if events[i], err = newEvent(in.RepoID, &in.body.Events[i]); err != nil {
+		if events[i], err = newEvent(in.RepoID, &in.body.Events[i], in.attributes()); err != nil {
 			return nil, within(fmt.Sprintf("events[%d]", i), err)
 		}
 	}
@@ -238,8 +246,11 @@ func (s *server) postEvents(ctx context.Context, in *postInput[newEventsJSON]) (
 }
 
 // newEvent is the event that a body posts.
-func newEvent(repoID string, body *newEventJSON) (posthorn.Event, error) {
-	event := posthorn.Event{RepoID: repoID, Type: body.EventType, Payload: rawjson.Checked(body.Payload)} // decode has checked it
+func newEvent(repoID string, body *newEventJSON, attributes posthorn.Attributes) (posthorn.Event, error) {
+	attributes.OrderingKey = body.OrderingKey
+	event := posthorn.Event{
+		RepoID: repoID, Type: body.EventType, Attributes: attributes, Payload: rawjson.Checked(body.Payload), // decode has checked it
+	}
 	if body.EventID != nil {
 		if *body.EventID == "" { // the dispatcher would take it for none
 			return event, invalid("eventId", "it is empty: leave it out to get a new one")

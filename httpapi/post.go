@@ -5,6 +5,8 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -15,8 +17,25 @@ import (
 
 // postInput is what is posted to a repo.
 type postInput[T any] struct {
-	RepoID string `path:"repoId"`
+	RepoID      string `path:"repoId"`
+	TraceParent string `header:"traceparent" doc:"W3C Trace Context: sent on to the receivers. One that isn't valid is left out"`
+	TraceState  string `header:"tracestate" doc:"Goes with traceparent"`
+	WebhookID   string `header:"webhook-id" doc:"Pass on that of the delivery that has led to this request, and its Posthorn-Depth, so that a loop is noticed"`
+	Depth       string `header:"Posthorn-Depth" doc:"How many deliveries had led to that delivery's event. After 5 the answer is 508"`
 	jsonBody[T]
+}
+
+// attributes are those of the events, as far as headers tell them. What a delivery has led to is one deeper than its event.
+func (in *postInput[T]) attributes() posthorn.Attributes {
+	a := posthorn.Attributes{TraceParent: in.TraceParent, TraceState: in.TraceState}
+	if in.WebhookID != "" || in.Depth != "" {
+		depth, err := strconv.ParseUint(in.Depth, 10, 16)
+		if err != nil {
+			depth = 0
+		}
+		a.Depth = int(depth) + 1
+	}
+	return a
 }
 
 // postOutput is the answer to it.
@@ -83,7 +102,10 @@ func post[I, O any](
 		return nil, err
 	}
 	*buffer = raw
-	in := postInput[I]{RepoID: r.PathValue("repoId")}
+	in := postInput[I]{
+		RepoID: r.PathValue("repoId"), TraceParent: r.Header.Get("traceparent"), TraceState: strings.Join(r.Header["Tracestate"], ","),
+		WebhookID: r.Header.Get("webhook-id"), Depth: r.Header.Get("Posthorn-Depth"),
+	}
 	if in.body, err = decode[I](raw); err != nil {
 		return nil, err
 	}

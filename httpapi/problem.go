@@ -32,6 +32,7 @@ var statuses = map[posthorn.Code]int{
 	posthorn.CodeTooLarge:     http.StatusRequestEntityTooLarge,
 	posthorn.CodeUnavailable:  http.StatusServiceUnavailable,
 	posthorn.CodeUncertain:    http.StatusServiceUnavailable,
+	posthorn.CodeLoop:         http.StatusLoopDetected,
 	posthorn.CodeInternal:     http.StatusInternalServerError,
 }
 

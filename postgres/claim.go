@@ -58,7 +58,7 @@ const claimEntries = `WITH found AS MATERIALIZED (
 		FROM sized s JOIN leased l USING (event, webhook, run)
 	)
 	SELECT t.webhook, t.webhook_id, t.run, t.attempt, t.due_at, t.trigger,
-		e.seq, e.id, e.repo_id, e.type, e.created_at, e.deliveries, CASE WHEN t.nth = 1 THEN e.payload END
+		e.seq, e.id, e.repo_id, e.type, e.created_at, e.deliveries, e.attributes, CASE WHEN t.nth = 1 THEN e.payload END
 	FROM taken t CROSS JOIN LATERAL (SELECT * FROM posthorn.events e WHERE e.seq = t.event OFFSET 0) e
 	ORDER BY t.n`
 
@@ -129,7 +129,7 @@ func scanEntries(rows pgx.Rows) (entries []*posthorn.Entry, err error) {
 	var payload []byte
 	_, err = pgx.ForEachRow(rows, []any{
 		&e.WebhookSeq, &e.WebhookID, &e.Run, &e.Attempt, &e.DueAt, &e.Trigger,
-		&event.Seq, &event.ID, &event.RepoID, &event.Type, &event.CreatedAt, &event.Deliveries, &payload,
+		&event.Seq, &event.ID, &event.RepoID, &event.Type, &event.CreatedAt, &event.Deliveries, (*attributes)(&event.Attributes), &payload,
 	}, func() error {
 		shared := events[event.Seq]
 		if shared == nil {

@@ -140,6 +140,7 @@ type newEvents struct {
 	ids, repos, types []string
 	times             []time.Time
 	deliveries        []int32
+	attributes        []string
 	payloads          blob
 	// The targets of events, by the events' indexes: those that become promises, and those that become entries in the queue.
 	promised struct {
@@ -201,6 +202,7 @@ func (a *newEvents) add(b *posthorn.Batch, i int) {
 	a.types = append(a.types, e.Type)
 	a.times = append(a.times, micros(e.CreatedAt))
 	a.deliveries = append(a.deliveries, int32(len(n.Targets)))
+	a.attributes = append(a.attributes, e.Attributes.Encode())
 	a.payloads.add(e.Payload)
 	if promised(b, n) {
 		for _, t := range n.Targets {
@@ -296,10 +298,11 @@ func (a *newEvents) inserted() map[int64]int {
 const insertEvents = `WITH batch AS MATERIALIZED (
 		SELECT nextval('posthorn.event_seq') AS base
 	), new AS (
-		INSERT INTO posthorn.events (seq, id, repo_id, type, created_at, deliveries, payload)
-		SELECT (SELECT base FROM batch) + g.n, g.id, g.repo_id, g.type, g.created_at, g.deliveries, substring($7::bytea FROM g.at FOR g.size)
+		INSERT INTO posthorn.events (seq, id, repo_id, type, created_at, deliveries, attributes, payload)
+		SELECT (SELECT base FROM batch) + g.n, g.id, g.repo_id, g.type, g.created_at, g.deliveries, g.attributes, substring($7::bytea FROM g.at FOR g.size)
 		FROM (SELECT unnest($1::int[]) AS n, unnest($2::text[]) AS id, unnest($3::text[]) AS repo_id, unnest($4::text[]) AS type,
-			unnest($5::timestamptz[]) AS created_at, unnest($6::int[]) AS deliveries, unnest($15::int[]) AS at, unnest($16::int[]) AS size) g
+			unnest($5::timestamptz[]) AS created_at, unnest($6::int[]) AS deliveries, unnest($15::int[]) AS at, unnest($16::int[]) AS size,
+			unnest($17::text[]) AS attributes) g
 		ON CONFLICT (id, repo_id) DO NOTHING RETURNING seq, created_at
 	), promises AS (
 		INSERT INTO posthorn.promises (block, node, events, webhooks)
@@ -326,7 +329,7 @@ func (a *newEvents) insert(q *batch, node int64) {
 	}
 	q.queue(insertEvents, a.numbers, a.ids, a.repos, a.types, a.times, a.deliveries, a.payloads.bytes, node,
 		a.promised.rows, a.promised.webhooks, a.queued.rows, a.queued.webhooks, a.queued.leased, a.queued.triggers,
-		a.payloads.at, a.payloads.size,
+		a.payloads.at, a.payloads.size, a.attributes,
 	).QueryRow(func(row pgx.Row) error {
 		var base int64
 		var seqs []int64

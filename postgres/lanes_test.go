@@ -13,8 +13,8 @@ import (
 // fill puts free entries into the queue, one a millisecond from start on, without going through Commit.
 func fill(t *testing.T, s *Store, n int, webhooks ...posthorn.Webhook) {
 	t.Helper()
-	execute(t, s, `INSERT INTO posthorn.events (seq, id, repo_id, type, created_at, deliveries, payload)
-		SELECT nextval('posthorn.event_seq'), 'filled-' || g, 'repo', 'push', $1::timestamptz + g * interval '1 ms', 1, '{}' FROM generate_series(1, $2::int) g`, start, n)
+	execute(t, s, `INSERT INTO posthorn.events (seq, id, repo_id, type, created_at, deliveries, attributes, payload)
+		SELECT nextval('posthorn.event_seq'), 'filled-' || g, 'repo', 'push', $1::timestamptz + g * interval '1 ms', 1, '', '{}' FROM generate_series(1, $2::int) g`, start, n)
 	for _, w := range webhooks {
 		execute(t, s, `INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at)
 			SELECT seq, $1, 0, 1, 'automatic', created_at FROM posthorn.events WHERE id LIKE 'filled-%'`, w.Seq)

@@ -11,7 +11,7 @@ import (
 	"github.com/musehub/posthorn"
 )
 
-const eventColumns = "e.seq, e.id, e.repo_id, e.type, e.created_at, e.deliveries"
+const eventColumns = "e.seq, e.id, e.repo_id, e.type, e.created_at, e.deliveries, e.attributes"
 
 // selectEvents reads a page of a repo's events. With an equality the planner could as well read all repos' events in the order
 // of their numbers, and would where it believes that there are few repos.
@@ -87,7 +87,18 @@ func errNoEvent() error {
 
 // eventFields is where eventColumns are scanned to.
 func eventFields(e *posthorn.AcceptedEvent) []any {
-	return []any{&e.Seq, &e.ID, &e.RepoID, &e.Type, &e.CreatedAt, &e.Deliveries}
+	return []any{&e.Seq, &e.ID, &e.RepoID, &e.Type, &e.CreatedAt, &e.Deliveries, (*attributes)(&e.Attributes)}
+}
+
+// attributes are those of an event, as a column.
+type attributes posthorn.Attributes
+
+// Scan implements [sql.Scanner].
+func (a *attributes) Scan(column any) error {
+	text, _ := column.(string)
+	decoded, err := posthorn.DecodeAttributes(text)
+	*a = attributes(decoded)
+	return err
 }
 
 // payloads returns the payloads of events, as far as they have not been pruned.

@@ -38,8 +38,8 @@ type hostTx struct {
 // acceptOne is insertEvents for a single event, in a form that every driver understands: no arrays. It tells who listens,
 // which happens when the transaction commits, and returns a row only if the event is new.
 const acceptOne = `WITH new AS (
-		INSERT INTO posthorn.events (seq, id, repo_id, type, created_at, deliveries, payload)
-		VALUES (nextval('posthorn.event_seq'), $1::text, $2::text, $3::text, $4::timestamptz, $5::integer, $6::bytea)
+		INSERT INTO posthorn.events (seq, id, repo_id, type, created_at, deliveries, attributes, payload)
+		VALUES (nextval('posthorn.event_seq'), $1::text, $2::text, $3::text, $4::timestamptz, $5::integer, $11::text, $6::bytea)
 		ON CONFLICT (id, repo_id) DO NOTHING RETURNING seq
 	), entries AS (
 		INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at)
@@ -72,7 +72,7 @@ func (h hostTx) accept(ctx context.Context, n posthorn.NewEvent) (*outcome, erro
 	o := outcome{deliveries: len(n.Targets)}
 	told := false
 	err := h.queryRow(ctx, h.store.names.sql(acceptOne), e.ID, e.RepoID, e.Type, micros(e.CreatedAt), len(n.Targets), payload,
-		string(n.Trigger), seqArray(n.Targets), h.store.schema, duePayload(n.Targets)).Scan(&o.seq, &told)
+		string(n.Trigger), seqArray(n.Targets), h.store.schema, duePayload(n.Targets), e.Attributes.Encode()).Scan(&o.seq, &told)
 	if !errors.Is(err, pgx.ErrNoRows) && !errors.Is(err, sql.ErrNoRows) {
 		return &o, err
 	}

@@ -10,8 +10,8 @@ import (
 const selectSameEvent = "SELECT seq, deliveries, type = ? AND payload = ? FROM posthorn_events WHERE id = ? AND repo_id = ?"
 
 var (
-	insertEvents = newMany("INSERT INTO posthorn_events (seq, previous, id, repo_id, type, created_at, deliveries, payload) VALUES ",
-		"(?, ?, ?, ?, ?, ?, ?, ?)", " ON CONFLICT (id, repo_id) DO NOTHING")
+	insertEvents = newMany("INSERT INTO posthorn_events (seq, previous, id, repo_id, type, created_at, deliveries, attributes, payload) VALUES ",
+		"(?, ?, ?, ?, ?, ?, ?, ?, ?)", " ON CONFLICT (id, repo_id) DO NOTHING")
 	selectRepos = newMany("SELECT repo_id, newest FROM posthorn_repos WHERE repo_id IN (", "?", ")")
 	addEvents   = newMany("INSERT INTO posthorn_repos (repo_id, events, newest) VALUES ", "(?, ?, ?)",
 		" ON CONFLICT DO UPDATE SET events = events + excluded.events, newest = excluded.newest")
@@ -149,6 +149,7 @@ func (a *accepting) group(events []posthorn.NewEvent, acceptances []posthorn.Acc
 		p.text(e.Type)
 		p.int(micros(e.CreatedAt))
 		p.int(int64(len(events[i].Targets)))
+		p.text(e.Attributes.Encode())
 		p.bytes(e.Payload)
 	})
 	if err != nil {

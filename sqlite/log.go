@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -12,7 +13,7 @@ import (
 	"zombiezen.com/go/sqlite"
 )
 
-const eventColumns = "seq, id, repo_id, type, created_at, deliveries, length(payload)"
+const eventColumns = "seq, id, repo_id, type, created_at, deliveries, attributes, length(payload)"
 
 // Event implements [posthorn.Store].
 func (s *Store) Event(ctx context.Context, repoID, id string) (e posthorn.AcceptedEvent, err error) {
@@ -78,22 +79,25 @@ func eventBySeq(c *sqlite.Conn, seq int64) (*posthorn.AcceptedEvent, error) {
 // eventHead returns an event without its payload.
 func eventHead(c *sqlite.Conn, seq int64) (*posthorn.AcceptedEvent, error) {
 	var e posthorn.AcceptedEvent
-	found, err := queryRow(c, func(st *sqlite.Stmt) { e = scanEvent(st) }, "SELECT "+eventColumns+" FROM posthorn_events WHERE seq = ?", seq)
+	var invalid error
+	found, err := queryRow(c, func(st *sqlite.Stmt) { e, invalid = scanEvent(st) }, "SELECT "+eventColumns+" FROM posthorn_events WHERE seq = ?", seq)
 	if err == nil && !found {
 		err = fmt.Errorf("event number %d is gone while the queue has entries of it", seq)
 	}
-	return &e, err
+	return &e, cmp.Or(err, invalid)
 }
 
-func scanEvent(st *sqlite.Stmt) posthorn.AcceptedEvent {
+func scanEvent(st *sqlite.Stmt) (posthorn.AcceptedEvent, error) {
+	attributes, err := posthorn.DecodeAttributes(st.ColumnText(6))
 	return posthorn.AcceptedEvent{
+		Attributes: attributes,
 		Seq:        st.ColumnInt64(0),
 		ID:         st.ColumnText(1),
 		RepoID:     st.ColumnText(2),
 		Type:       st.ColumnText(3),
 		CreatedAt:  timeOf(st.ColumnInt64(4)),
 		Deliveries: st.ColumnInt(5),
-	}
+	}, err
 }
 
 // payload returns an event's payload, nil if the event has been pruned.

@@ -37,7 +37,8 @@ func (h hostTx) accept(ctx context.Context, n posthorn.NewEvent) (a posthorn.Acc
 	if err := h.tx.QueryRowContext(ctx, selectRepos.one(), e.RepoID).Scan(&repoID, &newest); err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return a, err
 	}
-	inserted, err := h.tx.ExecContext(ctx, insertEvents.one(), seq, newest, e.ID, e.RepoID, e.Type, micros(e.CreatedAt), deliveries, payload)
+	inserted, err := h.tx.ExecContext(ctx, insertEvents.one(), seq, newest, e.ID, e.RepoID, e.Type, micros(e.CreatedAt), deliveries,
+		e.Attributes.Encode(), payload)
 	if err != nil {
 		return a, err
 	}

@@ -76,7 +76,8 @@ type request struct {
 	query  url.Values
 	body   any // marshalled as JSON, or []byte; nil: none
 	prefer string
-	wait   bool // the answer may take as long as it takes
+	header map[string]string // more of it; empty values are left out
+	wait   bool              // the answer may take as long as it takes
 }
 
 // problem is an answer that says no.
@@ -119,6 +120,11 @@ func (c *client) call(ctx context.Context, r request) ([]byte, error) {
 	req.Header.Set("User-Agent", "posthorn/"+buildVersion())
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
+	}
+	for name, value := range r.header {
+		if value != "" {
+			req.Header.Set(name, value)
+		}
 	}
 	if r.prefer != "" {
 		req.Header.Set("Prefer", r.prefer)

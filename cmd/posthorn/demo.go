@@ -191,7 +191,7 @@ func (d *demo) dispatch(ctx context.Context, e posthorn.Event) (accepted receipt
 	if err != nil {
 		return accepted, err
 	}
-	body, err := eventBody(e.Type, "", payload)
+	body, err := eventBody(e.Type, "", "", payload)
 	if err != nil {
 		return accepted, err
 	}

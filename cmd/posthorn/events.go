@@ -18,9 +18,11 @@ import (
 type dispatchCmd struct {
 	connection
 	repoFlag
-	Type    string `short:"t" env:"-" required:"" placeholder:"TYPE" help:"Type of the event: see posthorn event-types."`
-	ID      string `name:"id" env:"-" placeholder:"ID" help:"The event's ID. Dispatching the same one again sends nothing twice (default a new one)."`
-	Payload string `arg:"" optional:"" default:"{}" help:"The payload: JSON, @FILE, or - for standard input (default ${default})."`
+	Type        string `short:"t" env:"-" required:"" placeholder:"TYPE" help:"Type of the event: see posthorn event-types."`
+	ID          string `name:"id" env:"-" placeholder:"ID" help:"The event's ID. Dispatching the same one again sends nothing twice (default a new one)."`
+	Key         string `name:"ordering-key" env:"-" placeholder:"KEY" help:"What the event is about: webhooks with --ordering key get those of one key one after the other."`
+	TraceParent string `name:"traceparent" env:"TRACEPARENT" placeholder:"TRACE" help:"W3C trace context that the receiver gets."`
+	Payload     string `arg:"" optional:"" default:"{}" help:"The payload: JSON, @FILE, or - for standard input (default ${default})."`
 }
 
 // Help is what --help shows below the summary.
@@ -38,11 +40,11 @@ func (c *dispatchCmd) Run() error {
 	if err != nil {
 		return err
 	}
-	body, err := eventBody(c.Type, c.ID, payload)
+	body, err := eventBody(c.Type, c.ID, c.Key, payload)
 	if err != nil {
 		return err
 	}
-	return perform(c.connection, request{method: http.MethodPost, path: c.path("events"), body: body}, receipt.show)
+	return perform(c.connection, request{method: http.MethodPost, path: c.path("events"), body: body, header: map[string]string{"traceparent": c.TraceParent}}, receipt.show)
 }
 
 func (c *dispatchCmd) read() ([]byte, error) {
@@ -57,14 +59,15 @@ func (c *dispatchCmd) read() ([]byte, error) {
 
 // eventBody returns the body of the request that dispatches an event. It is put together by hand because package json
 // would reformat the payload.
-func eventBody(eventType, id string, payload []byte) ([]byte, error) {
+func eventBody(eventType, id, key string, payload []byte) ([]byte, error) {
 	if !json.Valid(payload) {
 		return nil, errors.New("the payload is not valid JSON")
 	}
 	head, err := json.Marshal(struct {
 		EventType string `json:"eventType"`
 		EventID   string `json:"eventId,omitempty"`
-	}{eventType, id})
+		Key       string `json:"orderingKey,omitempty"`
+	}{eventType, id, key})
 	if err != nil {
 		return nil, err
 	}
@@ -84,6 +87,8 @@ type event struct {
 	Payload    string    `json:"payload"`
 	Deliveries int       `json:"deliveries"`
 	CreatedAt  time.Time `json:"createdAt"`
+
+	OrderingKey, TraceParent string
 }
 
 type eventPage struct {
@@ -125,6 +130,8 @@ func (c *getEventCmd) Run() error {
 			field{"type", e.EventType},
 			field{"accepted", timestamp(e.CreatedAt)},
 			field{"webhooks", strconv.Itoa(e.Deliveries)},
+			field{"orderingKey", e.OrderingKey},
+			field{"traceparent", e.TraceParent},
 			field{"payload", e.Payload},
 		)
 	})

@@ -1,4 +1,4 @@
-// Package rawjson checks JSON that is passed on as the bytes it came in.
+// Package rawjson checks JSON that is passed on as the bytes it came in, and prepares Go values that become such JSON.
 package rawjson
 
 import "encoding/binary"

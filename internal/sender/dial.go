@@ -32,16 +32,17 @@ func (s *Sender) dial(ctx context.Context, addr string, cfg *tls.Config) (net.Co
 
 	a.mark(dialing)
 	var conn net.Conn
+	var remote string
 	if s.proxy != nil {
-		conn, err = s.dialThrough(ctx, a, host, port)
-	} else {
-		conn, err = s.dialDirect(ctx, a, host, port)
+		conn, remote, err = s.dialThrough(ctx, a, host, port)
+	} else if conn, err = s.dialDirect(ctx, a, host, port); err == nil {
+		remote = s.classOf(conn.RemoteAddr())
 	}
 	if err != nil {
 		return nil, err
 	}
 	a.mark(connected)
-	conn = &keptConn{Conn: conn}
+	conn = &keptConn{Conn: conn, remote: remote}
 	if cfg == nil {
 		a.marks[ready].Store(a.marks[connected].Load())
 		return conn, nil
@@ -143,6 +144,7 @@ func (s *Sender) control(network, address string) error {
 // next request, which may be another webhook's. See quiet.
 type keptConn struct {
 	net.Conn
+	remote  string      // what kind of address it goes to
 	waiting atomic.Bool // in Read
 	closed  atomic.Bool
 }
@@ -165,12 +167,17 @@ func (c *keptConn) Close() error {
 // quiet returns once everything that was received on a kept connection has been looked at, and no request has been announced on it
 // yet: the Transport's goroutine is either waiting for more, or has found bytes that nobody asked for and closes the connection,
 // and then the request goes to another one.
-func quiet(conn net.Conn) {
+func quiet(c *keptConn) {
+	for !c.waiting.Load() && !c.closed.Load() {
+		runtime.Gosched() // it is a matter of microseconds, if of anything
+	}
+}
+
+// kept returns what dial has made of a connection, nil for one of a test's.
+func kept(conn net.Conn) *keptConn {
 	if secured, ok := conn.(*tls.Conn); ok {
 		conn = secured.NetConn()
 	}
-	c, ok := conn.(*keptConn)
-	for ok && !c.waiting.Load() && !c.closed.Load() {
-		runtime.Gosched() // it is a matter of microseconds, if of anything
-	}
+	c, _ := conn.(*keptConn)
+	return c
 }

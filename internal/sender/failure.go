@@ -15,7 +15,7 @@ import (
 // failure is the Outcome of an attempt that got no complete response. Each text is put together here from the phase
 // and a cause, since the errors of net and net/http name addresses.
 func (a *attempt) failure(caller context.Context, phase string, err error) Outcome {
-	o := Outcome{Timings: a.timings()}
+	o := Outcome{Timings: a.timings(), Remote: a.remote}
 	var body string
 	switch refused, ok := errors.AsType[refusal](err); {
 	case ok:

@@ -162,19 +162,7 @@ func ParseNAT64(s string) (netip.Prefix, error) {
 
 // rule names the rule by which the ssrf package refuses ip. Its own error can't be shown, as it names the address.
 func rule(ip netip.Addr) string {
-	kind := "special-purpose network"
-	switch {
-	case ip.IsUnspecified():
-		kind = "unspecified address"
-	case ip.IsLoopback():
-		kind = "loopback"
-	case ip.IsPrivate():
-		kind = "private network"
-	case ip.IsLinkLocalUnicast():
-		kind = "link-local"
-	case ip.IsMulticast():
-		kind = "multicast"
-	}
+	kind := kindOf(ip)
 	denied := ssrf.IPv4DeniedPrefixes
 	if ip.Is6() {
 		if !ssrf.IPv6GlobalUnicast.Contains(ip) {
@@ -188,4 +176,43 @@ func rule(ip netip.Addr) string {
 		}
 	}
 	return kind
+}
+
+func kindOf(ip netip.Addr) string {
+	switch {
+	case ip.IsUnspecified():
+		return "unspecified address"
+	case ip.IsLoopback():
+		return "loopback"
+	case ip.IsPrivate():
+		return "private network"
+	case ip.IsLinkLocalUnicast():
+		return "link-local"
+	case ip.IsMulticast():
+		return "multicast"
+	}
+	return "special-purpose network"
+}
+
+// class says what kind of address one is that a connection went to, without telling the address.
+func (s *Sender) class(ip netip.Addr) string {
+	ip = ip.Unmap()
+	if behind, _ := s.translated(ip); behind.IsValid() {
+		return s.class(behind) + " through NAT64"
+	}
+	switch {
+	case slices.Contains(metadata, ip):
+		return "cloud metadata"
+	case s.guardian.SafeAddr(ip) == nil:
+		return "public"
+	}
+	return kindOf(ip)
+}
+
+func (s *Sender) classOf(addr net.Addr) string {
+	tcp, ok := addr.(*net.TCPAddr)
+	if !ok {
+		return ""
+	}
+	return s.class(tcp.AddrPort().Addr())
 }

@@ -40,6 +40,10 @@ type Outcome struct {
 	Canceled bool
 
 	Timings Timings
+
+	// Remote is what kind of address the connection went to: "public", or the guard's word for what AllowTargets has opened, such as
+	// "loopback"; with "through the proxy" behind it where there is one. Empty if there was no connection.
+	Remote string
 }
 
 // Success reports whether the receiver accepted the delivery: any 2xx.

@@ -53,28 +53,26 @@ func ParseProxy(raw string) (*Proxy, error) {
 
 // dialThrough looks up and judges a target, as a dial without a proxy does, and has the proxy connect to the first of its addresses
 // that it can.
-func (s *Sender) dialThrough(ctx context.Context, a *attempt, host string, port uint16) (net.Conn, error) {
+func (s *Sender) dialThrough(ctx context.Context, a *attempt, host string, port uint16) (conn net.Conn, remote string, err error) {
 	addrs := make([]netip.Addr, 1)
-	var err error
 	if addrs[0], err = netip.ParseAddr(host); err != nil {
 		if addrs, err = s.resolver.LookupNetIP(ctx, "ip", absolute(host)); err != nil {
-			return nil, err
+			return nil, "", err
 		}
 	}
 	a.mark(resolved)
 	for _, ip := range addrs {
 		if err := s.judge(netip.AddrPortFrom(ip, port)); err != nil {
-			return nil, err
+			return nil, "", err
 		}
 	}
 	err = errors.New("the name has no address")
 	for _, ip := range addrs {
-		var conn net.Conn
 		if conn, err = s.connect(ctx, netip.AddrPortFrom(ip.Unmap(), port)); err == nil {
-			return conn, nil
+			return conn, s.class(ip) + " through the proxy", nil
 		}
 	}
-	return nil, err
+	return nil, "", err
 }
 
 // dialProxy connects to the proxy itself.

@@ -81,6 +81,7 @@ func (s *Sender) Send(ctx context.Context, r *Request) Outcome {
 		Body:    body,
 		Header:  boundHeader(resp.Header),
 		Timings: a.timings(),
+		Remote:  a.remote,
 	}
 }
 
@@ -104,6 +105,7 @@ type attempt struct {
 
 	// Written and read by the goroutine of Send only.
 	reused  bool
+	remote  string
 	stopped bool // because it was revoked
 }
 
@@ -192,8 +194,11 @@ func (a *attempt) reached(m mark) bool {
 
 func (a *attempt) gotConn(info httptrace.GotConnInfo) {
 	a.reused = info.Reused
-	if a.reused {
-		quiet(info.Conn)
+	if conn := kept(info.Conn); conn != nil {
+		a.remote = conn.remote
+		if a.reused {
+			quiet(conn)
+		}
 	}
 	a.mark(got)
 	if a.revoked != nil && a.revoked.Load() {

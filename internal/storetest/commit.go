@@ -13,6 +13,7 @@ import (
 func testEvent(s *suite) {
 	w, other, node := s.webhook(), s.webhook(), s.node()
 	e := s.event()
+	e.Attributes = posthorn.Attributes{OrderingKey: "ä \"\\", TraceParent: "00-1-2-3", TraceState: "a=b", Depth: 3}
 	s.accept(node, e, leased(w, other))
 	if e.Seq <= 0 {
 		s.Fatalf("Seq is %d", e.Seq)
@@ -21,6 +22,9 @@ func testEvent(s *suite) {
 	s.check(err)
 	want := *e
 	s.equal("events", got, want)
+	page, err := s.Events(s.Context(), posthorn.EventQuery{RepoID: repo})
+	s.check(err)
+	s.equal("pages", page.Items, []posthorn.AcceptedEvent{want})
 
 	_, err = s.Event(s.Context(), "another repo", e.ID)
 	s.wantCode(err, posthorn.CodeNotFound)

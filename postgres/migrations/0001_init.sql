@@ -50,6 +50,7 @@ CREATE TABLE events (
     type       text        NOT NULL,
     created_at timestamptz NOT NULL,
     deliveries integer     NOT NULL,
+    attributes text        NOT NULL, -- JSON, or empty for none
     payload    bytea       NOT NULL -- the exact bytes, so neither text nor JSON
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_insert_scale_factor = 0.1);
 -- The id first: ids are nearly ordered by time, so that the index grows at its end.

@@ -40,6 +40,7 @@ CREATE TABLE posthorn_events (
     type       TEXT    NOT NULL,
     created_at INTEGER NOT NULL,
     deliveries INTEGER NOT NULL,
+    attributes TEXT    NOT NULL, -- JSON, or empty for none
     payload    BLOB    NOT NULL
 ) STRICT;
 -- The id first: ids are nearly ordered by time, so that the index grows at its end.
