@@ -61,7 +61,7 @@ func BenchmarkSchedule(b *testing.B) {
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
 				a := &acceptance{event: event, trigger: TriggerAutomatic, webhooks: webhooks[i%n : i%n+1]}
-				a.reserved = s.reserve(a.trigger, a.webhooks, len(event.Payload))
+				a.reserved = s.reserve(a.trigger, targetsOf(a.webhooks), len(event.Payload))
 				s.blocked = true // so that no worker takes it
 				s.accepted(a, 1)
 				s.blocked = false
@@ -109,10 +109,18 @@ func benchEvent() *AcceptedEvent {
 	return &AcceptedEvent{RepoID: "r", ID: "e", Type: "push", Payload: json.RawMessage(`{}`)}
 }
 
-func benchWebhooks(n int) []DueWebhook {
-	webhooks := make([]DueWebhook, n)
+func targetsOf(webhooks []recipient) []Target {
+	targets := make([]Target, len(webhooks))
+	for i, w := range webhooks {
+		targets[i].WebhookSeq = w.Seq
+	}
+	return targets
+}
+
+func benchWebhooks(n int) []recipient {
+	webhooks := make([]recipient, n)
 	for i := range webhooks {
-		webhooks[i] = DueWebhook{Seq: int64(i + 1), ID: fmt.Sprint(i), RepoID: "r"}
+		webhooks[i] = recipient{Seq: int64(i + 1), ID: fmt.Sprint(i), RepoID: "r"}
 	}
 	return webhooks
 }

@@ -372,8 +372,8 @@ func (d *Dispatcher) Redeliver(ctx context.Context, repoID, webhookID, deliveryI
 		return nil, Errorf(CodeUnavailable, "the dispatcher is not running")
 	}
 	e := &Entry{WebhookSeq: w.Seq, WebhookID: w.ID, Event: &event, Trigger: TriggerRedelivery, Attempt: 1, DueAt: d.clock.now()}
-	webhook := []DueWebhook{{Seq: w.Seq, ID: w.ID, RepoID: repoID}}
-	reserved := d.sched.reserve(e.Trigger, webhook, len(event.Payload))
+	webhook := []recipient{{Seq: w.Seq, ID: w.ID, RepoID: repoID}}
+	reserved := d.sched.reserve(e.Trigger, []Target{{WebhookSeq: w.Seq}}, len(event.Payload))
 	node := int64(0)
 	if reserved[0] {
 		node = d.node.Load()

@@ -86,9 +86,9 @@ func TestBacklogWaitsForTheStore(t *testing.T) {
 		const backlog = 2 * maxBatchResults
 		s.limits.queued = backlog
 		webhooks := benchWebhooks(2)
-		accept := func(w []DueWebhook) {
+		accept := func(w []recipient) {
 			a := &acceptance{event: benchEvent(), trigger: TriggerAutomatic, webhooks: w}
-			a.reserved = s.reserve(a.trigger, w, len(a.event.Payload))
+			a.reserved = s.reserve(a.trigger, targetsOf(w), len(a.event.Payload))
 			s.accepted(a, 1)
 		}
 		accept(webhooks[1:]) // which makes it a proven one

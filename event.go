@@ -312,7 +312,7 @@ func (d *Dispatcher) DispatchTx(ctx context.Context, tx Tx, e Event) (Receipt, e
 	event.Deliveries = len(webhooks)
 	accepting := NewEvent{Event: event, Trigger: TriggerAutomatic, Targets: make([]Target, len(webhooks))}
 	for i, w := range webhooks {
-		accepting.Targets[i].WebhookSeq = w.Seq
+		accepting.Targets[i] = Target{WebhookSeq: w.Seq, Ordering: w.order(TriggerAutomatic, event)}
 	}
 	accepted, err := tx.Accept(ctx, accepting)
 	if err == nil {
@@ -328,7 +328,7 @@ func (d *Dispatcher) DispatchTx(ctx context.Context, tx Tx, e Event) (Receipt, e
 }
 
 // match returns the webhooks that an event goes to. Nobody may modify them.
-func (d *Dispatcher) match(ctx context.Context, event *AcceptedEvent) ([]DueWebhook, error) {
+func (d *Dispatcher) match(ctx context.Context, event *AcceptedEvent) ([]recipient, error) {
 	subs, err := d.subscriptions.of(ctx, event.RepoID)
 	if err != nil {
 		return nil, err
@@ -336,8 +336,8 @@ func (d *Dispatcher) match(ctx context.Context, event *AcceptedEvent) ([]DueWebh
 	return d.wanting(subs, event)
 }
 
-func (d *Dispatcher) wanting(subs *subscribers, event *AcceptedEvent) ([]DueWebhook, error) {
-	return subs.wanting(event.Type).of(event, func(w DueWebhook, err error) {
+func (d *Dispatcher) wanting(subs *subscribers, event *AcceptedEvent) ([]recipient, error) {
+	return subs.wanting(event.Type).of(event, func(w recipient, err error) {
 		d.complainAbout("filter", func() {
 			d.log.Warn("the filter of a webhook can't be evaluated, so the webhook does not get the event",
 				"repo", w.RepoID, "webhook", w.ID, "event", event.ID, "error", err)
@@ -421,7 +421,7 @@ func (d *Dispatcher) Ping(ctx context.Context, repoID, webhookID string) (Receip
 	if err != nil {
 		return Receipt{}, err
 	}
-	return d.accept(ctx, event, TriggerPing, []DueWebhook{{Seq: w.Seq, ID: w.ID, RepoID: w.RepoID}})
+	return d.accept(ctx, event, TriggerPing, []recipient{{Seq: w.Seq, ID: w.ID, RepoID: w.RepoID}})
 }
 
 type pingPayload struct {
@@ -431,7 +431,7 @@ type pingPayload struct {
 }
 
 // accept commits an event for webhooks. With none there is nothing to promise.
-func (d *Dispatcher) accept(ctx context.Context, event *AcceptedEvent, trigger Trigger, webhooks []DueWebhook) (Receipt, error) {
+func (d *Dispatcher) accept(ctx context.Context, event *AcceptedEvent, trigger Trigger, webhooks []recipient) (Receipt, error) {
 	d.accepting.RLock()
 	defer d.accepting.RUnlock()
 	if err := d.running(); err != nil {

@@ -72,7 +72,7 @@ type submission struct {
 type acceptance struct {
 	event    *AcceptedEvent
 	trigger  Trigger
-	webhooks []DueWebhook
+	webhooks []recipient
 	reserved []bool // by webhook: there is a place for its entry in memory
 	receipt  Receipt
 }
@@ -88,7 +88,7 @@ func newGroupCommit(store Store, node func() int64) *groupCommit {
 }
 
 // accept commits an event for webhooks, of which there is at least one.
-func (g *groupCommit) accept(ctx context.Context, event *AcceptedEvent, trigger Trigger, webhooks []DueWebhook) (Receipt, error) {
+func (g *groupCommit) accept(ctx context.Context, event *AcceptedEvent, trigger Trigger, webhooks []recipient) (Receipt, error) {
 	s := &submission{one: [1]acceptance{{event: event, trigger: trigger, webhooks: webhooks}}}
 	s.events = s.one[:]
 	err := g.submit(ctx, s)
@@ -313,10 +313,13 @@ func (g *groupCommit) commit() (more bool, err error) {
 
 // newEvent reserves places for an event's entries, as far as there are any.
 func (g *groupCommit) newEvent(a *acceptance, group int) NewEvent {
-	a.reserved = g.sched.reserve(a.trigger, a.webhooks, len(a.event.Payload))
 	targets := make([]Target, len(a.webhooks))
 	for i, w := range a.webhooks {
-		targets[i] = Target{WebhookSeq: w.Seq, Leased: a.reserved[i]}
+		targets[i] = Target{WebhookSeq: w.Seq, Ordering: w.order(a.trigger, a.event)}
+	}
+	a.reserved = g.sched.reserve(a.trigger, targets, len(a.event.Payload))
+	for i := range targets {
+		targets[i].Leased = a.reserved[i]
 	}
 	return NewEvent{Event: a.event, Targets: targets, Trigger: a.trigger, Group: group}
 }

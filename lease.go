@@ -330,7 +330,7 @@ func (c *claimer) retryAt(at time.Time, webhook int64, byHand bool) {
 
 // expect has webhooks claimed for several times soon: a transaction of the host's has entries for them, and nobody tells
 // when it commits. What commits later is found by the sweep.
-func (c *claimer) expect(webhooks []DueWebhook) {
+func (c *claimer) expect(webhooks []recipient) {
 	if len(webhooks) > maxExpected {
 		return
 	}

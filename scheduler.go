@@ -116,13 +116,13 @@ func (s *scheduler) queue(webhook int64) *queue {
 
 // reserve keeps places in memory for the entries of an event that is about to be committed, and says for which webhooks
 // there was one; the others' entries are spilled. One call of accepted or enqueued follows, or of unreserve.
-func (s *scheduler) reserve(trigger Trigger, webhooks []DueWebhook, payload int) []bool {
+func (s *scheduler) reserve(trigger Trigger, targets []Target, payload int) []bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	reserved := make([]bool, len(webhooks))
-	for i, w := range webhooks {
-		q := s.queue(w.Seq)
-		if !s.fits(q, trigger, cost(payload)) {
+	reserved := make([]bool, len(targets))
+	for i, t := range targets {
+		q := s.queue(t.WebhookSeq)
+		if t.Ordering != 0 || !s.fits(q, trigger, cost(payload)) { // the store knows whose turn it is
 			q.spilling++
 			continue
 		}
@@ -144,7 +144,7 @@ func (s *scheduler) fits(q *queue, trigger Trigger, bytes int) bool {
 }
 
 // unreserve takes back reservations for what was not committed.
-func (s *scheduler) unreserve(webhooks []DueWebhook, payload int, reserved []bool) {
+func (s *scheduler) unreserve(webhooks []recipient, payload int, reserved []bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, w := range webhooks {
@@ -484,6 +484,10 @@ func (s *scheduler) resultRecorded(r Result) {
 	switch {
 	case r.Delivery != nil:
 		s.unrecorded--
+		if r.Entry.Ordering != 0 && r.RetryAt.IsZero() { // the one behind it may be claimed now
+			q.spilled = true
+			s.want(q)
+		}
 	case !r.RetryAt.IsZero():
 		s.spilled(q)
 	default: // the webhook is gone

@@ -169,6 +169,7 @@ type Entry struct {
 	Event      *AcceptedEvent // shared between the entries of one event; read-only
 	Trigger    Trigger
 	Run        int64
+	Ordering   int64     // that of the target
 	Attempt    int       // the attempt that is to be made, 1 for the first of its run
 	DueAt      time.Time // when it may be made
 	// Queued says that the entry stands in the queue by itself: it comes from Claim or Enqueue, or from an event that was
@@ -201,6 +202,10 @@ type NewEvent struct {
 type Target struct {
 	WebhookSeq int64
 	Leased     bool // leased to the batch's node, which has room for it in memory; otherwise free
+	// Ordering, if it is not zero, has the webhook's entries of the same number done one after the other, in the order of
+	// their events' Seqs: while one of them is leased, free or due later, those behind it are neither due nor claimed.
+	// Such a target is not Leased, and its event automatic.
+	Ordering int64
 }
 
 // Acceptance is what became of one event of a batch.

@@ -3,6 +3,8 @@ package posthorn
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"hash/maphash"
 	"maps"
@@ -68,9 +70,31 @@ type subscribers struct {
 	byType  sync.Map  // of an event, to the webhooks that want it as wanted
 }
 
+// recipient is a webhook that an event goes to.
+type recipient struct {
+	Seq      int64
+	ID       string
+	RepoID   string
+	ordering string
+}
+
+// order is the number that the webhook's entries have in common which are to be delivered one after the other; zero: this one needs
+// no order.
+func (r *recipient) order(trigger Trigger, event *AcceptedEvent) int64 {
+	switch {
+	case trigger != TriggerAutomatic:
+	case r.ordering == OrderingStrict:
+		return 1
+	case r.ordering == OrderingKey && event.OrderingKey != "":
+		hash := sha256.Sum256([]byte(event.OrderingKey)) // two keys of one number would only wait for each other
+		return int64(binary.BigEndian.Uint64(hash[:]) | 2)
+	}
+	return 0
+}
+
 // wanted are the webhooks that want events of a type.
 type wanted struct {
-	webhooks []DueWebhook
+	webhooks []recipient
 	filters  []*filter.Filter // of each, nil for none; all nil: there is nothing to filter
 }
 
@@ -85,7 +109,7 @@ func (s *subscribers) wanting(eventType string) wanted {
 		if !t.Subscribes(eventType) {
 			continue
 		}
-		w.webhooks = append(w.webhooks, DueWebhook{Seq: t.Seq, ID: t.ID, RepoID: t.RepoID})
+		w.webhooks = append(w.webhooks, recipient{Seq: t.Seq, ID: t.ID, RepoID: t.RepoID, ordering: t.Ordering})
 		f := t.filter
 		if eventType == EventPing {
 			f = nil
@@ -101,7 +125,7 @@ func (s *subscribers) wanting(eventType string) wanted {
 }
 
 // of returns those whose filter, if they have one, is true for an event. What can't be told is told to failed.
-func (w wanted) of(event *AcceptedEvent, failed func(DueWebhook, error)) ([]DueWebhook, error) {
+func (w wanted) of(event *AcceptedEvent, failed func(recipient, error)) ([]recipient, error) {
 	if w.filters == nil {
 		return w.webhooks, nil
 	}
@@ -109,7 +133,7 @@ func (w wanted) of(event *AcceptedEvent, failed func(DueWebhook, error)) ([]DueW
 	if err != nil {
 		return nil, err
 	}
-	var passed []DueWebhook
+	var passed []recipient
 	for i, f := range w.filters {
 		if f == nil {
 			passed = append(passed, w.webhooks[i])

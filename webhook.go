@@ -53,6 +53,10 @@ type Options struct {
 	// payload.branch == "main". One that can't be evaluated for an event doesn't want it. Empty: all of them.
 	Filter string `json:"filter,omitempty"`
 
+	// Ordering is [OrderingStrict] or [OrderingKey]; empty: events are delivered as soon as possible, side by side. What is sent by hand
+	// keeps to no order.
+	Ordering string `json:"ordering,omitempty"`
+
 	// Headers are sent with each request beside Posthorn's own, names as given. At most 20, none of which Posthorn, HTTP or the
 	// connection has a use for. The values are secrets: they are in nothing that a Dispatcher returns, and [MaskedHeader] in what it
 	// is given stands for the value that there is.
@@ -63,6 +67,15 @@ type Options struct {
 	// IdempotencyKey sends the event's ID as Idempotency-Key, too.
 	IdempotencyKey bool `json:"idempotencyKey,omitempty"`
 }
+
+// The orders in which a webhook can want its events.
+const (
+	// OrderingStrict delivers one event after the other, in the order in which they were accepted. One that fails holds back all
+	// later ones until it is delivered or its last attempt was made.
+	OrderingStrict = "strict"
+	// OrderingKey does so with the events of each [Attributes.OrderingKey]. One that fails holds back those of its key.
+	OrderingKey = "key"
+)
 
 // MaskedHeader stands for a value that is not shown.
 const MaskedHeader = "***"
@@ -105,6 +118,7 @@ type WebhookPatch struct {
 	MaxInFlight   *int
 	MaxPerSecond  *int
 	Filter        *string
+	Ordering      *string // what is queued keeps the order that it has
 	// Headers replaces all of the webhook's own headers; not nil and empty: removes them.
 	Headers         map[string]string
 	GitHubSignature *bool
@@ -257,7 +271,7 @@ func (p *WebhookPatch) fields() string {
 		{"url", p.URL != nil}, {"events", p.Events != nil}, {"active", p.Active != nil}, {"description", p.Description != nil},
 		{"tls", p.TLS != nil}, {"retryPolicy", p.RetryPolicy != nil}, {"finalStatuses", p.FinalStatuses != nil}, {"timeout", p.Timeout != nil},
 		{"maxInFlight", p.MaxInFlight != nil}, {"maxPerSecond", p.MaxPerSecond != nil},
-		{"filter", p.Filter != nil}, {"headers", p.Headers != nil}, {"githubSignature", p.GitHubSignature != nil},
+		{"filter", p.Filter != nil}, {"ordering", p.Ordering != nil}, {"headers", p.Headers != nil}, {"githubSignature", p.GitHubSignature != nil},
 		{"idempotencyKey", p.IdempotencyKey != nil}, {"secret", p.Secret != nil},
 	} {
 		if f.given {
@@ -283,6 +297,7 @@ func (d *Dispatcher) patch(w *Webhook, p WebhookPatch) error {
 	set(&w.MaxInFlight, p.MaxInFlight)
 	set(&w.MaxPerSecond, p.MaxPerSecond)
 	set(&w.Filter, p.Filter)
+	set(&w.Ordering, p.Ordering)
 	set(&w.GitHubSignature, p.GitHubSignature)
 	set(&w.IdempotencyKey, p.IdempotencyKey)
 	if p.Headers != nil {
@@ -432,6 +447,9 @@ func (o *Options) check() error {
 	}
 	if o.MaxInFlight < 0 || o.MaxInFlight > 10_000 {
 		return invalid("maxInFlight", "it is from 1 to 10000, or 0 for what the server allows")
+	}
+	if !slices.Contains([]string{"", OrderingStrict, OrderingKey}, o.Ordering) {
+		return invalid("ordering", "%.32q is no order: it is %s or %s, or empty for none", o.Ordering, OrderingStrict, OrderingKey)
 	}
 	if o.MaxPerSecond < 0 || o.MaxPerSecond > MaxPerSecondLimit {
 		return invalid("maxPerSecond", "it is from 1 to %d, or 0 for any number", MaxPerSecondLimit)

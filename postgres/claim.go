@@ -22,25 +22,25 @@ const claimEntries = `WITH found AS MATERIALIZED (
 		CROSS JOIN LATERAL (SELECT * FROM posthorn.webhooks h WHERE h.seq = w.webhook AND NOT h.deleted OFFSET 0) hook
 		CROSS JOIN LATERAL (
 			SELECT * FROM (
-				SELECT * FROM (SELECT ctid AS place, event, run, attempt, due_at, automatic, trigger FROM posthorn.queue
+				SELECT * FROM (SELECT ctid AS place, event, run, attempt, due_at, automatic, trigger, ordering FROM posthorn.queue
 					WHERE webhook = w.webhook AND node IS NULL AND NOT automatic AND due_at <= $4
 					ORDER BY due_at, event, run LIMIT w.enough FOR UPDATE SKIP LOCKED) a
 				UNION ALL
-				SELECT * FROM (SELECT ctid AS place, event, run, attempt, due_at, automatic, trigger FROM posthorn.queue
+				SELECT * FROM (SELECT ctid AS place, event, run, attempt, due_at, automatic, trigger, ordering FROM posthorn.queue
 					WHERE webhook = w.webhook AND node IS NULL AND NOT automatic AND due_at > $5
 					ORDER BY due_at, event, run LIMIT w.enough FOR UPDATE SKIP LOCKED) b
 				UNION ALL
-				SELECT * FROM (SELECT ctid AS place, event, run, attempt, due_at, automatic, trigger FROM posthorn.queue
+				SELECT * FROM (SELECT ctid AS place, event, run, attempt, due_at, automatic, trigger, ordering FROM posthorn.queue
 					WHERE webhook = w.webhook AND node IS NULL AND automatic AND hook.active AND due_at <= $4
 						AND (due_at, event, run) > (w.due_at, w.event, w.run)
 					ORDER BY due_at, event, run LIMIT w.enough FOR UPDATE SKIP LOCKED) c
 				UNION ALL
-				SELECT * FROM (SELECT ctid AS place, event, run, attempt, due_at, automatic, trigger FROM posthorn.queue
+				SELECT * FROM (SELECT ctid AS place, event, run, attempt, due_at, automatic, trigger, ordering FROM posthorn.queue
 					WHERE webhook = w.webhook AND node IS NULL AND automatic AND hook.active AND due_at <= $4
 						AND due_at >= w.near AND (due_at, event, run) <= (w.due_at, w.event, w.run)
 					ORDER BY due_at, event, run LIMIT w.enough FOR UPDATE SKIP LOCKED) d
 				UNION ALL
-				SELECT * FROM (SELECT ctid AS place, event, run, attempt, due_at, automatic, trigger FROM posthorn.queue
+				SELECT * FROM (SELECT ctid AS place, event, run, attempt, due_at, automatic, trigger, ordering FROM posthorn.queue
 					WHERE webhook = w.webhook AND node IS NULL AND automatic AND hook.active AND due_at > $5
 					ORDER BY due_at, event, run LIMIT w.enough FOR UPDATE SKIP LOCKED) e
 			) steps LIMIT w.enough
@@ -57,7 +57,7 @@ const claimEntries = `WITH found AS MATERIALIZED (
 		SELECT s.*, row_number() OVER (PARTITION BY s.event ORDER BY s.n) AS nth
 		FROM sized s JOIN leased l USING (event, webhook, run)
 	)
-	SELECT t.webhook, t.webhook_id, t.run, t.attempt, t.due_at, t.trigger,
+	SELECT t.webhook, t.webhook_id, t.run, t.attempt, t.due_at, t.trigger, t.ordering,
 		e.seq, e.id, e.repo_id, e.type, e.created_at, e.deliveries, e.attributes, CASE WHEN t.nth = 1 THEN e.payload END
 	FROM taken t CROSS JOIN LATERAL (SELECT * FROM posthorn.events e WHERE e.seq = t.event OFFSET 0) e
 	ORDER BY t.n`
@@ -128,7 +128,7 @@ func scanEntries(rows pgx.Rows) (entries []*posthorn.Entry, err error) {
 	var event posthorn.AcceptedEvent
 	var payload []byte
 	_, err = pgx.ForEachRow(rows, []any{
-		&e.WebhookSeq, &e.WebhookID, &e.Run, &e.Attempt, &e.DueAt, &e.Trigger,
+		&e.WebhookSeq, &e.WebhookID, &e.Run, &e.Attempt, &e.DueAt, &e.Trigger, &e.Ordering,
 		&event.Seq, &event.ID, &event.RepoID, &event.Type, &event.CreatedAt, &event.Deliveries, (*attributes)(&event.Attributes), &payload,
 	}, func() error {
 		shared := events[event.Seq]

@@ -28,7 +28,7 @@ func (s *Store) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Accept
 		a = encodeEvents(b, refused)
 		err = s.withPartitions(ctx, r.days, func() error {
 			return s.write(ctx, func(ctx context.Context, t *transaction) error {
-				if err := writeBatch(ctx, t, b.Node, a, r); err != nil {
+				if err := writeBatch(ctx, t, b.Node, a, r, &s.lanes); err != nil {
 					return err
 				}
 				return a.refuse(refused, acceptances)
@@ -60,19 +60,28 @@ func (s *Store) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Accept
 }
 
 // writeBatch does what there is to do within one transaction.
-func writeBatch(ctx context.Context, t *transaction, node int64, a *newEvents, r *results) error {
+func writeBatch(ctx context.Context, t *transaction, node int64, a *newEvents, r *results, lanes *lanes) error {
 	a.reset()
 	r.reset()
+	var o orderings
+	for i, webhook := range a.queued.webhooks {
+		o.add(webhook, a.queued.ordering[i])
+	}
+	for i := range r.results {
+		o.add(r.results[i].Entry.WebhookSeq, r.results[i].Entry.Ordering)
+	}
 	err := t.run(ctx, func(q *batch) {
 		// A host's open transaction that has the same event must not hold up the whole batch.
 		q.queue("SELECT set_config('lock_timeout', '2s', true)")
 		fence(q, node)
+		o.lock(q)
 		if len(r.promised.events) > 0 {
 			lockPromises(q, node)
 		}
 		a.insert(q, node)
 		r.settlePromised(q, node)
 		r.queued.settle(q, node)
+		o.advance(q, lanes)
 		r.log(q)
 	})
 	// Those in the queue are of events that not all webhooks had room for. Others are settled already, or somebody else's.
@@ -152,6 +161,7 @@ type newEvents struct {
 		webhooks []int64
 		leased   []bool
 		triggers []string
+		ordering []int64
 	}
 }
 
@@ -216,6 +226,7 @@ func (a *newEvents) add(b *posthorn.Batch, i int) {
 		a.queued.webhooks = append(a.queued.webhooks, t.WebhookSeq)
 		a.queued.leased = append(a.queued.leased, t.Leased && b.Node != 0)
 		a.queued.triggers = append(a.queued.triggers, string(n.Trigger))
+		a.queued.ordering = append(a.queued.ordering, t.Ordering)
 	}
 }
 
@@ -310,9 +321,9 @@ const insertEvents = `WITH batch AS MATERIALIZED (
 		FROM unnest($9::int[], $10::bigint[]) AS t (n, webhook) JOIN new ON new.seq = (SELECT base FROM batch) + t.n
 		GROUP BY 1
 	), entries AS (
-		INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at, node)
-		SELECT new.seq, t.webhook, 0, 1, t.trigger, new.created_at, CASE WHEN t.leased THEN $8::bigint END
-		FROM unnest($11::int[], $12::bigint[], $13::boolean[], $14::text[]) AS t (n, webhook, leased, trigger)
+		INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at, node, ordering)
+		SELECT new.seq, t.webhook, 0, 1, t.trigger, new.created_at, CASE WHEN t.leased THEN $8::bigint WHEN t.ordering <> 0 THEN 0 END, t.ordering
+		FROM unnest($11::int[], $12::bigint[], $13::boolean[], $14::text[], $18::bigint[]) AS t (n, webhook, leased, trigger, ordering)
 		JOIN new ON new.seq = (SELECT base FROM batch) + t.n
 		CROSS JOIN LATERAL (SELECT FROM posthorn.webhooks w WHERE w.seq = t.webhook AND NOT w.deleted OFFSET 0) w
 		ORDER BY new.seq, t.webhook, t.leased
@@ -329,7 +340,7 @@ func (a *newEvents) insert(q *batch, node int64) {
 	}
 	q.queue(insertEvents, a.numbers, a.ids, a.repos, a.types, a.times, a.deliveries, a.payloads.bytes, node,
 		a.promised.rows, a.promised.webhooks, a.queued.rows, a.queued.webhooks, a.queued.leased, a.queued.triggers,
-		a.payloads.at, a.payloads.size, a.attributes,
+		a.payloads.at, a.payloads.size, a.attributes, a.queued.ordering,
 	).QueryRow(func(row pgx.Row) error {
 		var base int64
 		var seqs []int64

@@ -218,8 +218,8 @@ func TestDropWhileReading(t *testing.T) {
 		_, err := s.Prune(context.Background(), start.Add(3*oneDay))
 		pruned <- err
 	}()
-	longest := time.Duration(0)
-	for n := 0; ; n++ {
+	longest, meanwhile := time.Duration(0), 0
+	for ; ; meanwhile++ {
 		began := time.Now()
 		deliver(t, s, node, w, newEvent(start.Add(3*oneDay)), start.Add(3*oneDay))
 		longest = max(longest, time.Since(began))
@@ -227,7 +227,7 @@ func TestDropWhileReading(t *testing.T) {
 		case err := <-pruned:
 			wantCode(t, err, posthorn.CodeUnavailable, "deliveries_20260304", "2 days", "lock")
 			wantDiscreet(t, err, "127.0.0.1")
-			t.Logf("%d deliveries meanwhile, of which the longest took %v", n, longest)
+			t.Logf("%d deliveries meanwhile, of which the longest took %v", meanwhile, longest)
 		default:
 			continue
 		}
@@ -239,8 +239,8 @@ func TestDropWhileReading(t *testing.T) {
 	if got := tables(t, s); got != "03-04 03-05 03-07" {
 		t.Fatalf("partitions of %s while someone reads", got)
 	}
-	if n := number(t, s, "SELECT count(*) FROM posthorn.delivery_counts WHERE NOT folded"); n > 10 {
-		t.Errorf("%d counts were not folded", n)
+	if n := number(t, s, "SELECT count(*) FROM posthorn.delivery_counts WHERE NOT folded"); n > meanwhile/4 {
+		t.Errorf("of %d counts, %d were not folded", meanwhile, n)
 	}
 	if err := reader.Rollback(t.Context()); err != nil {
 		t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"math"
 	"slices"
 	"time"
 
@@ -61,7 +62,7 @@ func (s *Store) pruneDeleted(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	for _, webhook := range queued {
-		if _, err := s.deleteAll(ctx, deleteQueued, webhook, false, time.Time{}, 0, 0); err != nil {
+		if err := s.deleteEntries(ctx, webhook); err != nil {
 			return 0, err
 		}
 	}
@@ -77,6 +78,9 @@ func (s *Store) pruneDeleted(ctx context.Context) (int, error) {
 	}
 	total := 0
 	for _, webhook := range deleted {
+		if err := s.deleteEntries(ctx, webhook); err != nil {
+			return total, err
+		}
 		n, err := s.deleteAll(ctx, deleteLogged, webhook, 0)
 		total += n
 		if err != nil {
@@ -93,6 +97,15 @@ func (s *Store) pruneDeleted(ctx context.Context) (int, error) {
 		}
 	}
 	return total, nil
+}
+
+// deleteEntries deletes the entries of a webhook that no node has.
+func (s *Store) deleteEntries(ctx context.Context, webhook int64) error {
+	_, err := s.deleteAll(ctx, deleteBehind, webhook, math.MinInt64, 0)
+	if err == nil {
+		_, err = s.deleteAll(ctx, deleteQueued, webhook, false, time.Time{}, 0, 0)
+	}
+	return err
 }
 
 // queuedOfDeleted returns the webhooks that have free entries though they are gone.
@@ -133,6 +146,14 @@ const (
 		)
 		SELECT (SELECT count(*) FROM gone), automatic, due_at, event, run FROM page
 		ORDER BY automatic DESC, due_at DESC, event DESC, run DESC LIMIT 1`
+	deleteBehind = `WITH page AS MATERIALIZED (
+			SELECT ctid AS place, ordering, event FROM posthorn.queue
+			WHERE webhook = $1 AND ordering <> 0 AND node = 0 AND (ordering, event) > ($3, $4)
+			ORDER BY ordering, event LIMIT $2 FOR UPDATE SKIP LOCKED
+		), gone AS (
+			DELETE FROM posthorn.queue WHERE ctid = ANY (ARRAY(SELECT place FROM page)) RETURNING 1
+		)
+		SELECT (SELECT count(*) FROM gone), ordering, event FROM page ORDER BY ordering DESC, event DESC LIMIT 1`
 	deleteLogged = `WITH page AS MATERIALIZED (
 			SELECT id, seq FROM posthorn.deliveries WHERE webhook = $1 AND seq > $3 ORDER BY seq LIMIT $2
 		), gone AS (

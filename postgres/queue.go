@@ -72,8 +72,21 @@ const selectDue = queuedWebhooks + `SELECT v.seq, w.id, w.repo_id, first.due_at,
 		ORDER BY q.due_at, q.event, q.run LIMIT 1) first ON true
 	WHERE v.n > 0 AND v.seq IS NOT NULL ORDER BY v.seq`
 
-// Due implements [posthorn.Store].
+// Due implements [posthorn.Store]. The one thing that it writes is the places of entries that have none (see ordering.go).
 func (s *Store) Due(ctx context.Context, now time.Time, horizon time.Duration, after int64, limit int) ([]posthorn.DueWebhook, error) {
+	var unplaced []int64
+	err := s.get(ctx, func(b *batch) {
+		b.queue(selectUnplaced).Query(func(rows pgx.Rows) (err error) {
+			unplaced, err = pgx.CollectRows(rows, pgx.RowTo[int64])
+			return err
+		})
+	})
+	if err == nil && len(unplaced) > 0 {
+		err = s.place(ctx, unplaced)
+	}
+	if err != nil {
+		return nil, err
+	}
 	var due []posthorn.DueWebhook
 	for len(due) < limit {
 		clock := time.Now()

@@ -117,6 +117,7 @@ func (s *Store) releasePages(ctx context.Context, node, from int64) error {
 // leasedEntry is an entry of a node that is to be freed.
 type leasedEntry struct {
 	event, webhook, run int64
+	ordering            int64
 	attempt             int32
 	due                 time.Time
 	live                bool        // its webhook is
@@ -125,7 +126,7 @@ type leasedEntry struct {
 }
 
 // selectLeased reads a part of the table itself: there is no index by node, which every lease would have to keep up.
-const selectLeased = `SELECT q.event, q.webhook, q.run, q.attempt, q.due_at, e.id, e.repo_id, e.created_at, w.id
+const selectLeased = `SELECT q.event, q.webhook, q.run, q.attempt, q.due_at, q.ordering, e.id, e.repo_id, e.created_at, w.id
 	FROM (SELECT * FROM posthorn.queue WHERE node = $1 AND ctid >= format('(%s,0)', $2::bigint)::tid
 		AND ctid < format('(%s,0)', $2::bigint + $3::bigint)::tid OFFSET 0) q
 	LEFT JOIN LATERAL (SELECT * FROM posthorn.events WHERE seq = q.event OFFSET 0) e ON true
@@ -139,7 +140,7 @@ func (s *Store) leasedTo(ctx context.Context, node, from int64) (entries []lease
 			var e leasedEntry
 			var eventID, repoID, webhookID *string
 			var createdAt *time.Time
-			scan := []any{&e.event, &e.webhook, &e.run, &e.attempt, &e.due, &eventID, &repoID, &createdAt, &webhookID}
+			scan := []any{&e.event, &e.webhook, &e.run, &e.attempt, &e.due, &e.ordering, &eventID, &repoID, &createdAt, &webhookID}
 			_, err := pgx.ForEachRow(rows, scan, func() error {
 				e.find(eventID, repoID, createdAt, webhookID)
 				entries = append(entries, e)
@@ -157,7 +158,12 @@ func (s *Store) free(ctx context.Context, node int64, entries []leasedEntry) err
 	return s.write(ctx, func(ctx context.Context, t *transaction) error {
 		type settled struct{ next *time.Time }
 		log := map[[16]byte]settled{}
+		var o orderings
+		for i := range entries {
+			o.add(entries[i].webhook, entries[i].ordering)
+		}
 		err := t.run(ctx, func(b *batch) {
+			o.lock(b)
 			var ids []pgtype.UUID
 			for _, e := range entries {
 				if e.live {
@@ -199,6 +205,7 @@ func (s *Store) free(ctx context.Context, node int64, entries []leasedEntry) err
 			lockPromises(b, node)
 			r.settlePromised(b, node)
 			r.queued.settle(b, node)
+			o.advance(b, &s.lanes)
 		})
 	})
 }

@@ -42,9 +42,9 @@ const acceptOne = `WITH new AS (
 		VALUES (nextval('posthorn.event_seq'), $1::text, $2::text, $3::text, $4::timestamptz, $5::integer, $11::text, $6::bytea)
 		ON CONFLICT (id, repo_id) DO NOTHING RETURNING seq
 	), entries AS (
-		INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at)
-		SELECT new.seq, t.webhook, 0, 1, $7::text, $4::timestamptz
-		FROM new CROSS JOIN unnest($8::text::bigint[]) AS t (webhook)
+		INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at, node, ordering)
+		SELECT new.seq, t.webhook, 0, 1, $7::text, $4::timestamptz, CASE WHEN t.ordering <> 0 THEN -1 END, t.ordering
+		FROM new CROSS JOIN unnest($8::text::bigint[], $12::text::bigint[]) AS t (webhook, ordering)
 		CROSS JOIN LATERAL (SELECT FROM posthorn.webhooks w WHERE w.seq = t.webhook AND NOT w.deleted OFFSET 0) w
 		ON CONFLICT DO NOTHING
 	), counted AS (
@@ -72,7 +72,8 @@ func (h hostTx) accept(ctx context.Context, n posthorn.NewEvent) (*outcome, erro
 	o := outcome{deliveries: len(n.Targets)}
 	told := false
 	err := h.queryRow(ctx, h.store.names.sql(acceptOne), e.ID, e.RepoID, e.Type, micros(e.CreatedAt), len(n.Targets), payload,
-		string(n.Trigger), seqArray(n.Targets), h.store.schema, duePayload(n.Targets), e.Attributes.Encode()).Scan(&o.seq, &told)
+		string(n.Trigger), array(n.Targets, func(t posthorn.Target) int64 { return t.WebhookSeq }), h.store.schema, duePayload(n.Targets),
+		e.Attributes.Encode(), array(n.Targets, func(t posthorn.Target) int64 { return t.Ordering })).Scan(&o.seq, &told)
 	if !errors.Is(err, pgx.ErrNoRows) && !errors.Is(err, sql.ErrNoRows) {
 		return &o, err
 	}
@@ -85,11 +86,11 @@ func (h hostTx) accept(ctx context.Context, n posthorn.NewEvent) (*outcome, erro
 	return &o, err
 }
 
-// seqArray is an array of PostgreSQL's as text.
-func seqArray(targets []posthorn.Target) string {
-	seqs := make([]string, len(targets))
+// array is an array of PostgreSQL's as text.
+func array(targets []posthorn.Target, of func(posthorn.Target) int64) string {
+	numbers := make([]string, len(targets))
 	for i, t := range targets {
-		seqs[i] = strconv.FormatInt(t.WebhookSeq, 10)
+		numbers[i] = strconv.FormatInt(of(t), 10)
 	}
-	return "{" + strings.Join(seqs, ",") + "}"
+	return "{" + strings.Join(numbers, ",") + "}"
 }

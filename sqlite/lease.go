@@ -218,9 +218,10 @@ func (r *release) leasedOf(webhook int64) (entries []*posthorn.Entry, err error)
 			Run:        st.ColumnInt64(2),
 			Attempt:    st.ColumnInt(3),
 			Trigger:    posthorn.Trigger(st.ColumnText(4)),
+			Ordering:   st.ColumnInt64(5),
 		})
 		return nil
-	}, "SELECT due_at, event, run, attempt, trigger FROM posthorn_queue WHERE webhook = ? AND lane = ? AND node = ? LIMIT ?",
+	}, "SELECT due_at, event, run, attempt, trigger, ordering FROM posthorn_queue WHERE webhook = ? AND lane = ? AND node = ? LIMIT ?",
 		webhook, laneLeased, r.node, r.room)
 	return entries, err
 }
@@ -238,8 +239,11 @@ func (r *release) free(e *posthorn.Entry) error {
 		var nextAt int64
 		logged, err := queryRow(r.c, func(st *sqlite.Stmt) { nextAt = st.ColumnInt64(0) },
 			"SELECT next_attempt_at FROM posthorn_deliveries WHERE id = ?", id[:])
-		if err != nil || logged && nextAt == 0 {
+		if err != nil {
 			return err
+		}
+		if logged && nextAt == 0 {
+			return advance(r.c, e.WebhookSeq, e.Ordering)
 		}
 		if !logged {
 			break

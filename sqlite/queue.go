@@ -14,6 +14,7 @@ const (
 	laneByHand    = 0
 	laneAutomatic = 1
 	laneLeased    = 2
+	laneBehind    = 3 // entries that wait for an earlier one of their ordering
 )
 
 func freeLane(t posthorn.Trigger) int {
@@ -23,7 +24,7 @@ func freeLane(t posthorn.Trigger) int {
 	return laneByHand
 }
 
-const insertQueued = "INSERT INTO posthorn_queue (webhook, lane, due_at, event, run, attempt, trigger, node) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+const insertQueued = "INSERT INTO posthorn_queue (webhook, lane, due_at, event, run, attempt, trigger, ordering, node) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 // insertEntry puts an entry into the queue, leased to a node or, with node 0, free.
 func insertEntry(c *sqlite.Conn, e *posthorn.Entry, node int64) error {
@@ -32,9 +33,20 @@ func insertEntry(c *sqlite.Conn, e *posthorn.Entry, node int64) error {
 		return err
 	}
 	lane := freeLane(e.Trigger)
-	if node != 0 {
+	switch {
+	case node != 0:
 		lane = laneLeased
-		st.BindInt64(8, node)
+	case e.Ordering != 0:
+		behind, err := queryInt(c, countBefore, e.WebhookSeq, e.Ordering, e.Event.Seq)
+		if err != nil {
+			return err
+		}
+		if behind > 0 {
+			lane = laneBehind
+		}
+	}
+	if node != 0 {
+		st.BindInt64(9, node)
 	}
 	st.BindInt64(1, e.WebhookSeq)
 	st.BindInt64(2, int64(lane))
@@ -43,7 +55,21 @@ func insertEntry(c *sqlite.Conn, e *posthorn.Entry, node int64) error {
 	st.BindInt64(5, e.Run)
 	st.BindInt64(6, int64(e.Attempt))
 	st.BindText(7, string(e.Trigger))
+	st.BindInt64(8, e.Ordering)
 	return run(st)
+}
+
+// countBefore tells whether there is an entry before one of its ordering.
+const countBefore = "SELECT count(*) FROM (SELECT 1 FROM posthorn_queue WHERE webhook = ? AND ordering = ? AND ordering <> 0 AND event < ? LIMIT 1)"
+
+// advance makes the first entry of an ordering one that can be claimed, if it is waiting: the one before it is done.
+func advance(c *sqlite.Conn, webhook, ordering int64) error {
+	if ordering == 0 {
+		return nil
+	}
+	return exec(c, `UPDATE posthorn_queue SET lane = ? WHERE (webhook, lane, due_at, event, run) = (
+			SELECT webhook, lane, due_at, event, run FROM posthorn_queue WHERE webhook = ? AND ordering = ? AND ordering <> 0 ORDER BY event LIMIT 1
+		) AND lane = ?`, laneAutomatic, webhook, ordering, laneBehind)
 }
 
 // removeLeased takes an entry out of the queue if the node holds it, and reports whether it did.
@@ -248,11 +274,12 @@ func (f *claimed) collect(c *sqlite.Conn, webhook int64, webhookID string, lane 
 			Run:        st.ColumnInt64(2),
 			Attempt:    st.ColumnInt(3),
 			Trigger:    posthorn.Trigger(st.ColumnText(4)),
+			Ordering:   st.ColumnInt64(5),
 			Queued:     true,
 		})
 		f.bytes += len(event.Payload)
 		f.full = f.bytes > f.MaxBytes
 		return nil
-	}, "SELECT due_at, event, run, attempt, trigger FROM posthorn_queue WHERE webhook = ?+0 AND lane = ?+0 AND due_at "+condition+
+	}, "SELECT due_at, event, run, attempt, trigger, ordering FROM posthorn_queue WHERE webhook = ?+0 AND lane = ?+0 AND due_at "+condition+
 		" ?+0 ORDER BY due_at, event, run LIMIT ?+0", webhook, lane, than, limit)
 }

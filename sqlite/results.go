@@ -203,11 +203,14 @@ func (r *result) bind(p *params) {
 }
 
 // retry puts an entry that the node had back into the queue, if it is due again. The log of a webhook that is gone takes no
-// more, and its entry is gone too.
+// more, and its entry is gone too. What is done makes room for the next one of its ordering.
 func (r *recording) retry(result *result) error {
 	e := result.Entry
-	if !result.held || result.retryAt.IsZero() || !r.logs[e.WebhookSeq].live {
+	if !result.held || !r.logs[e.WebhookSeq].live {
 		return nil
+	}
+	if result.retryAt.IsZero() {
+		return advance(r.c, e.WebhookSeq, e.Ordering)
 	}
 	next := *e
 	next.DueAt = result.retryAt

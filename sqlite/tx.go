@@ -58,7 +58,17 @@ func (h hostTx) accept(ctx context.Context, n posthorn.NewEvent) (a posthorn.Acc
 	}
 	defer insert.Close()
 	for _, t := range n.Targets {
-		_, err := insert.ExecContext(ctx, t.WebhookSeq, freeLane(n.Trigger), micros(e.CreatedAt), seq, 0, 1, string(n.Trigger), nil)
+		lane := freeLane(n.Trigger)
+		if t.Ordering != 0 {
+			behind := 0
+			if err := h.tx.QueryRowContext(ctx, countBefore, t.WebhookSeq, t.Ordering, seq).Scan(&behind); err != nil {
+				return a, err
+			}
+			if behind > 0 {
+				lane = laneBehind
+			}
+		}
+		_, err := insert.ExecContext(ctx, t.WebhookSeq, lane, micros(e.CreatedAt), seq, 0, 1, string(n.Trigger), t.Ordering, nil)
 		if err != nil {
 			return a, err
 		}

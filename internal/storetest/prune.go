@@ -173,12 +173,15 @@ func testPruneDeleted(s *suite) {
 	}
 	e := s.event()
 	s.accept(node, e, free(w))
+	for range 3 {
+		s.accept(node, s.event(), ordered(w, 1))
+	}
 	s.check(s.DeleteWebhook(s.Context(), repo, w.ID))
 	pruned := s.prune(start.Add(-time.Hour))
 	s.equal("the other's log", s.log(kept).Total, int64(3))
 	s.equal("webhooks due", s.due(start), []int64{})
 	pruned += s.prune(start.Add(3 * day))
-	s.equal("rows pruned in all", pruned, 10) // 4 events, 6 deliveries
+	s.equal("rows pruned in all", pruned, 13) // 7 events, 6 deliveries
 	s.equal("the other's log", s.log(kept), posthorn.Page[posthorn.Delivery]{})
 }
 

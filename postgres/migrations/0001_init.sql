@@ -76,10 +76,11 @@ CREATE TABLE queue (
     webhook   bigint      NOT NULL,
     run       bigint      NOT NULL,
     due_at    timestamptz NOT NULL,
-    node      bigint, -- NULL while free
+    node      bigint, -- NULL while free, 0 behind another one of its ordering, -1 where that is still to be found out
     attempt   integer     NOT NULL,
     automatic boolean     NOT NULL GENERATED ALWAYS AS (trigger = 'automatic') STORED,
     trigger   text        NOT NULL,
+    ordering  bigint      NOT NULL DEFAULT 0, -- not 0: done one after the other, with the webhook's others of this number
     PRIMARY KEY (event, webhook, run)
 ) WITH (
     -- Claiming updates every row of a page at about the same time: with room left, the new versions stand beside the old.
@@ -90,6 +91,10 @@ CREATE TABLE queue (
     autovacuum_analyze_scale_factor = 0.1, autovacuum_analyze_threshold = 5000
 );
 CREATE INDEX queue_free ON queue (webhook, automatic, due_at, event, run) WHERE node IS NULL;
+-- Of each ordering, the one whose turn it is, and those behind it. See ordering.go.
+CREATE INDEX queue_turn ON queue (webhook, ordering) WHERE ordering <> 0 AND (node IS NULL OR node > 0);
+CREATE INDEX queue_behind ON queue (webhook, ordering, event) WHERE ordering <> 0 AND node = 0;
+CREATE INDEX queue_unplaced ON queue (webhook) WHERE node = -1;
 
 -- The log: one partition for each day of the events, which their deliveries' ids begin with. So the id alone can be the key,
 -- which makes recording a delivery twice harmless, and a day goes at once. There is no default partition: rows in it would be

@@ -57,16 +57,18 @@ CREATE TABLE posthorn_promises (
 -- The key is the order in which a webhook's entries are claimed.
 CREATE TABLE posthorn_queue (
     webhook INTEGER NOT NULL,
-    lane    INTEGER NOT NULL, -- 0 free and asked for by hand, 1 free and automatic, 2 leased to the node
+    lane    INTEGER NOT NULL, -- 0 free and asked for by hand, 1 free and automatic, 2 leased to the node, 3 free but behind another one
     due_at  INTEGER NOT NULL,
     event   INTEGER NOT NULL,
     run     INTEGER NOT NULL,
     attempt INTEGER NOT NULL,
     trigger TEXT    NOT NULL,
+    ordering INTEGER NOT NULL, -- not 0: done one after the other, with the webhook's others of this number
     node    INTEGER, -- NULL while free
     PRIMARY KEY (webhook, lane, due_at, event, run)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX posthorn_queue_by_event ON posthorn_queue (event, webhook);
+CREATE INDEX posthorn_queue_ordered ON posthorn_queue (webhook, ordering, event) WHERE ordering <> 0;
 
 -- The columns that are filtered by stand before the long ones.
 CREATE TABLE posthorn_deliveries (
