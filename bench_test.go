@@ -112,7 +112,7 @@ func benchEvent() *AcceptedEvent {
 func targetsOf(webhooks []recipient) []Target {
 	targets := make([]Target, len(webhooks))
 	for i, w := range webhooks {
-		targets[i].WebhookSeq = w.Seq
+		targets[i] = Target{WebhookSeq: w.Seq, Leased: true}
 	}
 	return targets
 }

@@ -319,6 +319,9 @@ func (d *Dispatcher) explainNone(event *AcceptedEvent, w *Webhook) (state EventS
 			return EventFiltered, "the webhook's filter is not true for the event: " + w.Filter, nil
 		}
 	}
+	if !w.Active && w.KeepWhileInactive {
+		return EventPaused, "the webhook is not active" + w.whyInactive() + ": the event is kept until it is", nil
+	}
 	if !w.Active {
 		return EventPaused, "the webhook is not active" + w.whyInactive() +
 			": if it was when the event was dispatched, the event waits until it is again, and otherwise the webhook does not get it", nil
@@ -373,7 +376,7 @@ func (d *Dispatcher) Redeliver(ctx context.Context, repoID, webhookID, deliveryI
 	}
 	e := &Entry{WebhookSeq: w.Seq, WebhookID: w.ID, Event: &event, Trigger: TriggerRedelivery, Attempt: 1, DueAt: d.clock.now()}
 	webhook := []recipient{{Seq: w.Seq, ID: w.ID, RepoID: repoID}}
-	reserved := d.sched.reserve(e.Trigger, []Target{{WebhookSeq: w.Seq}}, len(event.Payload))
+	reserved := d.sched.reserve(e.Trigger, []Target{{WebhookSeq: w.Seq, Leased: true}}, len(event.Payload))
 	node := int64(0)
 	if reserved[0] {
 		node = d.node.Load()

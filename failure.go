@@ -230,7 +230,7 @@ func (d *Dispatcher) disableNow(ctx context.Context, x disabling) error {
 			return errUnchanged
 		}
 		disabled = true
-		w.Active, w.DisabledReason, w.UpdatedAt = false, x.reason, d.clock.now()
+		w.Active, w.Health, w.UpdatedAt = false, Health{DisabledReason: x.reason}, d.clock.now()
 		return nil
 	})
 	switch {

@@ -315,7 +315,7 @@ func (g *groupCommit) commit() (more bool, err error) {
 func (g *groupCommit) newEvent(a *acceptance, group int) NewEvent {
 	targets := make([]Target, len(a.webhooks))
 	for i, w := range a.webhooks {
-		targets[i] = Target{WebhookSeq: w.Seq, Ordering: w.order(a.trigger, a.event)}
+		targets[i] = w.target(a.trigger, a.event)
 	}
 	a.reserved = g.sched.reserve(a.trigger, targets, len(a.event.Payload))
 	for i := range targets {

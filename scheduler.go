@@ -114,15 +114,15 @@ func (s *scheduler) queue(webhook int64) *queue {
 	return q
 }
 
-// reserve keeps places in memory for the entries of an event that is about to be committed, and says for which webhooks
-// there was one; the others' entries are spilled. One call of accepted or enqueued follows, or of unreserve.
+// reserve keeps places in memory for the entries of an event that is about to be committed, if they are to be leased, and says for
+// which there was one; the others are spilled. One call of accepted or enqueued follows, or of unreserve.
 func (s *scheduler) reserve(trigger Trigger, targets []Target, payload int) []bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	reserved := make([]bool, len(targets))
 	for i, t := range targets {
 		q := s.queue(t.WebhookSeq)
-		if t.Ordering != 0 || !s.fits(q, trigger, cost(payload)) { // the store knows whose turn it is
+		if !t.Leased || !s.fits(q, trigger, cost(payload)) {
 			q.spilling++
 			continue
 		}

@@ -76,6 +76,14 @@ type recipient struct {
 	ID       string
 	RepoID   string
 	ordering string
+	inactive bool // it keeps the event for later
+}
+
+// target is what the event's entry for the webhook is to be: leased, if there is room.
+func (r *recipient) target(trigger Trigger, event *AcceptedEvent) Target {
+	t := Target{WebhookSeq: r.Seq, Ordering: r.order(trigger, event)}
+	t.Leased = t.Ordering == 0 && !(r.inactive && trigger == TriggerAutomatic)
+	return t
 }
 
 // order is the number that the webhook's entries have in common which are to be delivered one after the other; zero: this one needs
@@ -109,7 +117,7 @@ func (s *subscribers) wanting(eventType string) wanted {
 		if !t.Subscribes(eventType) {
 			continue
 		}
-		w.webhooks = append(w.webhooks, recipient{Seq: t.Seq, ID: t.ID, RepoID: t.RepoID, ordering: t.Ordering})
+		w.webhooks = append(w.webhooks, recipient{Seq: t.Seq, ID: t.ID, RepoID: t.RepoID, ordering: t.Ordering, inactive: !t.Active})
 		f := t.filter
 		if eventType == EventPing {
 			f = nil

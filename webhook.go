@@ -17,21 +17,29 @@ const AllEvents = "*"
 
 // Webhook is a subscription: which events of a repo go to which URL.
 type Webhook struct {
-	Seq    int64 // the store's number for it, ascending in the order of creation
-	ID     string
-	RepoID string
-	URL    string
-	Events []string // event types in the order given, patterns such as "issue.*", or [AllEvents]
-	Active bool
-	// DisabledReason says why the Dispatcher has made the webhook inactive; empty if a person did, or nobody. It is forgotten when
-	// Active is set.
-	DisabledReason string
-	Description    string
-	Secrets        []Secret // newest first; none: deliveries are not signed
-	CreatedAt      time.Time
-	UpdatedAt      time.Time
+	Seq         int64 // the store's number for it, ascending in the order of creation
+	ID          string
+	RepoID      string
+	URL         string
+	Events      []string // event types in the order given, patterns such as "issue.*", or [AllEvents]
+	Active      bool
+	Description string
+	Secrets     []Secret // newest first; none: deliveries are not signed
+	CreatedAt   time.Time
+	UpdatedAt   time.Time
 
+	Health
 	Options
+}
+
+// Health is what the Dispatcher has found out about a webhook. It is forgotten when Active is set. A store keeps it as JSON.
+type Health struct {
+	// DisabledReason says why the Dispatcher has made the webhook inactive; empty if a person did, or nobody.
+	DisabledReason string `json:"disabledReason,omitempty"`
+	// FailingSince is when it was noticed that all attempts fail; zero: they don't.
+	FailingSince time.Time `json:"failingSince,omitzero"`
+	// Warned says that [EventWebhookFailing] was sent, because it is going to be disabled.
+	Warned bool `json:"warned,omitempty"`
 }
 
 // Options are the settings of a webhook that most do without. A store keeps them as JSON.
@@ -52,6 +60,10 @@ type Options struct {
 	// Filter is an expression that says which of the events the webhook wants, in CEL (https://cel.dev), on id, type and payload:
 	// payload.branch == "main". One that can't be evaluated for an event doesn't want it. Empty: all of them.
 	Filter string `json:"filter,omitempty"`
+
+	// KeepWhileInactive has the events kept that are dispatched while the webhook is inactive, whoever made it so. They are sent
+	// once it is active again, and until then stay in the store for as long as it takes.
+	KeepWhileInactive bool `json:"keepWhileInactive,omitempty"`
 
 	// Ordering is [OrderingStrict] or [OrderingKey]; empty: events are delivered as soon as possible, side by side. What is sent by hand
 	// keeps to no order.
@@ -119,6 +131,8 @@ type WebhookPatch struct {
 	MaxPerSecond  *int
 	Filter        *string
 	Ordering      *string // what is queued keeps the order that it has
+	// KeepWhileInactive set to false leaves what is kept by then.
+	KeepWhileInactive *bool
 	// Headers replaces all of the webhook's own headers; not nil and empty: removes them.
 	Headers         map[string]string
 	GitHubSignature *bool
@@ -147,9 +161,9 @@ const (
 // DefaultSecretOverlap is for how long a replaced secret goes on signing beside the new one.
 const DefaultSecretOverlap = 24 * time.Hour
 
-// Subscribes reports whether the webhook is active and subscribed to events of the type. A ping reaches every active one.
+// Subscribes reports whether the webhook gets events of the type, or keeps them for later. A ping reaches every active one.
 func (w *Webhook) Subscribes(eventType string) bool {
-	if !w.Active {
+	if !w.Active && !w.KeepWhileInactive {
 		return false
 	}
 	return eventType == EventPing || slices.ContainsFunc(w.Events, func(pattern string) bool { return covers(pattern, eventType) })
@@ -271,7 +285,7 @@ func (p *WebhookPatch) fields() string {
 		{"url", p.URL != nil}, {"events", p.Events != nil}, {"active", p.Active != nil}, {"description", p.Description != nil},
 		{"tls", p.TLS != nil}, {"retryPolicy", p.RetryPolicy != nil}, {"finalStatuses", p.FinalStatuses != nil}, {"timeout", p.Timeout != nil},
 		{"maxInFlight", p.MaxInFlight != nil}, {"maxPerSecond", p.MaxPerSecond != nil},
-		{"filter", p.Filter != nil}, {"ordering", p.Ordering != nil}, {"headers", p.Headers != nil}, {"githubSignature", p.GitHubSignature != nil},
+		{"filter", p.Filter != nil}, {"ordering", p.Ordering != nil}, {"keepWhileInactive", p.KeepWhileInactive != nil}, {"headers", p.Headers != nil}, {"githubSignature", p.GitHubSignature != nil},
 		{"idempotencyKey", p.IdempotencyKey != nil}, {"secret", p.Secret != nil},
 	} {
 		if f.given {
@@ -288,7 +302,7 @@ func (d *Dispatcher) patch(w *Webhook, p WebhookPatch) error {
 		w.Events = slices.Clone(p.Events)
 	}
 	if p.Active != nil {
-		w.Active, w.DisabledReason = *p.Active, ""
+		w.Active, w.Health = *p.Active, Health{}
 	}
 	set(&w.Description, p.Description)
 	set(&w.RetryPolicy, p.RetryPolicy)
@@ -298,6 +312,7 @@ func (d *Dispatcher) patch(w *Webhook, p WebhookPatch) error {
 	set(&w.MaxPerSecond, p.MaxPerSecond)
 	set(&w.Filter, p.Filter)
 	set(&w.Ordering, p.Ordering)
+	set(&w.KeepWhileInactive, p.KeepWhileInactive)
 	set(&w.GitHubSignature, p.GitHubSignature)
 	set(&w.IdempotencyKey, p.IdempotencyKey)
 	if p.Headers != nil {

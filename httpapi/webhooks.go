@@ -23,6 +23,7 @@ type webhookJSON struct {
 	UpdatedAt   string   `json:"updatedAt" format:"date-time"`
 	// DisabledReason is there if nobody has made it inactive but the server itself.
 	DisabledReason string   `json:"disabledReason,omitempty" doc:"Why the server has made it inactive"`
+	FailingSince   *string  `json:"failingSince,omitempty" format:"date-time" doc:"Since when all attempts fail; only there if they do"`
 	TLS            *tlsJSON `json:"tls,omitempty" doc:"What its connections have of their own"`
 	optionsJSON
 }
@@ -37,6 +38,8 @@ type optionsJSON struct {
 	Headers         map[string]string `json:"headers,omitempty" doc:"Sent with each request beside Posthorn's own. Values are stored encrypted and shown as ***, which in a change stands for the value that there is. A change replaces all; {} removes them" example:"{\"Authorization\":\"Bearer abc\"}"`
 	GitHubSignature *bool             `json:"githubSignature,omitempty" doc:"Sends X-Hub-Signature-256, too, for receivers built for GitHub"`
 	IdempotencyKey  *bool             `json:"idempotencyKey,omitempty" doc:"Sends the event's id as Idempotency-Key, too"`
+	Ordering        *string           `json:"ordering,omitempty" enum:",strict,key" doc:"strict: one event after the other, in the order in which they were posted; one that fails holds back those behind it. key: the same for the events of each orderingKey. Empty: no order"`
+	KeepInactive    *bool             `json:"keepWhileInactive,omitempty" doc:"Keeps the events that are posted while it is inactive, and sends them once it is active again"`
 	MaxPerSecond    *int              `json:"maxPerSecond,omitempty" minimum:"0" maximum:"10000" doc:"How many requests may start in a second, evenly spread. 0: any number"`
 }
 
@@ -45,6 +48,7 @@ func showOptions(o *posthorn.Options) optionsJSON {
 		RetryPolicy: ifSet(o.RetryPolicy), FinalStatuses: ifSet(string(o.FinalStatuses)), Timeout: ifSet(int64(o.Timeout / time.Second)),
 		MaxInFlight: ifSet(o.MaxInFlight), MaxPerSecond: ifSet(o.MaxPerSecond), Filter: ifSet(o.Filter),
 		GitHubSignature: ifSet(o.GitHubSignature), IdempotencyKey: ifSet(o.IdempotencyKey), Headers: masked(o.SealedHeaders),
+		Ordering: ifSet(o.Ordering), KeepInactive: ifSet(o.KeepWhileInactive),
 	}
 }
 
@@ -75,6 +79,7 @@ func (o *optionsJSON) options() posthorn.Options {
 		RetryPolicy: orZero(o.RetryPolicy), FinalStatuses: posthorn.Statuses(orZero(o.FinalStatuses)), Timeout: seconds(orZero(o.Timeout)),
 		MaxInFlight: orZero(o.MaxInFlight), MaxPerSecond: orZero(o.MaxPerSecond), Filter: orZero(o.Filter),
 		GitHubSignature: orZero(o.GitHubSignature), IdempotencyKey: orZero(o.IdempotencyKey), Headers: o.Headers,
+		Ordering: orZero(o.Ordering), KeepWhileInactive: orZero(o.KeepInactive),
 	}
 }
 
@@ -89,6 +94,7 @@ func orZero[T any](p *T) (v T) {
 func (o *optionsJSON) patch(p *posthorn.WebhookPatch) {
 	given := o.options()
 	p.RetryPolicy, p.MaxInFlight, p.MaxPerSecond, p.Filter = o.RetryPolicy, o.MaxInFlight, o.MaxPerSecond, o.Filter
+	p.Ordering, p.KeepWhileInactive = o.Ordering, o.KeepInactive
 	p.GitHubSignature, p.IdempotencyKey, p.Headers = o.GitHubSignature, o.IdempotencyKey, o.Headers
 	if o.FinalStatuses != nil {
 		p.FinalStatuses = &given.FinalStatuses
@@ -105,7 +111,7 @@ func showWebhook(w *posthorn.Webhook) webhookJSON {
 	shown := webhookJSON{
 		WebhookID: w.ID, RepoID: w.RepoID, URL: w.URL, Events: w.Events, Active: w.Active, Description: w.Description,
 		HasSecret: len(w.Secrets) > 0, CreatedAt: timestamp(w.CreatedAt), UpdatedAt: timestamp(w.UpdatedAt),
-		DisabledReason: w.DisabledReason, optionsJSON: showOptions(&w.Options),
+		DisabledReason: w.DisabledReason, FailingSince: optional(w.FailingSince), optionsJSON: showOptions(&w.Options),
 	}
 	if t := w.TLS; t != (posthorn.TLS{}) {
 		shown.TLS = &tlsJSON{t.MinVersion, t.RootCAs, t.Certificate}

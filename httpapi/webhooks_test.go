@@ -193,7 +193,7 @@ func TestWebhookOptions(t *testing.T) {
 	api := newTestAPI(t, posthorn.Config{})
 	options := map[string]any{
 		"retryPolicy": "5s,1m±20%", "finalStatuses": "400-407,422", "timeout": 5.0, "maxInFlight": 3.0, "maxPerSecond": 7.0,
-		"filter": `payload.branch == "main"`, "githubSignature": true, "idempotencyKey": true,
+		"filter": `payload.branch == "main"`, "githubSignature": true, "idempotencyKey": true, "ordering": "strict", "keepWhileInactive": true,
 	}
 	body := map[string]any{"url": "https://example.com/", "events": []string{"push"}}
 	maps.Copy(body, options)
@@ -225,13 +225,13 @@ func TestWebhookOptions(t *testing.T) {
 		check(encode(patch), a.ok(http.StatusOK), options)
 		api.matches("updateWebhook", a)
 	}
-	unset := api.do("PATCH", path, `{"retryPolicy":"","finalStatuses":"","timeout":0,"maxInFlight":0,"maxPerSecond":0,"filter":"","githubSignature":false,"idempotencyKey":false}`).ok(http.StatusOK)
+	unset := api.do("PATCH", path, `{"retryPolicy":"","finalStatuses":"","timeout":0,"maxInFlight":0,"maxPerSecond":0,"filter":"","githubSignature":false,"idempotencyKey":false,"ordering":"","keepWhileInactive":false}`).ok(http.StatusOK)
 	check("unset", unset, nil)
 	for name, bad := range map[string][]string{
 		"retryPolicy": {`"often"`, `null`, `5`}, "finalStatuses": {`"4xx"`, `[404]`}, "timeout": {`61`, `-1`, `0.5`, `"5"`, `9223372036854775807`},
 		"maxInFlight": {`-1`, `10001`, `true`}, "maxPerSecond": {`-1`, `10001`, `1.5`},
 		"filter": {`"branch == 1"`, `1`}, "headers": {`{"Host":"x"}`, `{"A":1}`, `["A"]`, `null`, `{"A":"***"}`},
-		"githubSignature": {`1`}, "idempotencyKey": {`"yes"`},
+		"githubSignature": {`1`}, "idempotencyKey": {`"yes"`}, "ordering": {`"fifo"`}, "keepWhileInactive": {`1`},
 	} {
 		for _, value := range bad {
 			api.do("PATCH", path, `{"`+name+`":`+value+`}`).problem(http.StatusUnprocessableEntity, name+": ", name)

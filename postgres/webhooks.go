@@ -11,12 +11,12 @@ import (
 	"github.com/musehub/posthorn"
 )
 
-const webhookColumns = "seq, id, repo_id, url, events, active, disabled_reason, description, secrets, options, created_at, updated_at"
+const webhookColumns = "seq, id, repo_id, url, events, active, health, description, secrets, options, created_at, updated_at"
 
 // CreateWebhooks implements [posthorn.Store]. [posthorn.CodeInvalid] for a text with a NUL character, which PostgreSQL has no
 // place for.
 func (s *Store) CreateWebhooks(ctx context.Context, webhooks ...*posthorn.Webhook) error {
-	var ids, repos, urls, events, reasons, descriptions, secrets, options []string
+	var ids, repos, urls, events, healths, descriptions, secrets, options []string
 	var active []bool
 	var created, updated []time.Time
 	for _, w := range webhooks {
@@ -26,7 +26,7 @@ func (s *Store) CreateWebhooks(ctx context.Context, webhooks ...*posthorn.Webhoo
 		}
 		events, secrets, options = append(events, e), append(secrets, s), append(options, o)
 		ids, repos, urls = append(ids, w.ID), append(repos, w.RepoID), append(urls, w.URL)
-		active, reasons, descriptions = append(active, w.Active), append(reasons, w.DisabledReason), append(descriptions, w.Description)
+		active, healths, descriptions = append(active, w.Active), append(healths, healthJSON(w)), append(descriptions, w.Description)
 		created, updated = append(created, micros(w.CreatedAt)), append(updated, micros(w.UpdatedAt))
 	}
 	var seqs []int64
@@ -34,13 +34,13 @@ func (s *Store) CreateWebhooks(ctx context.Context, webhooks ...*posthorn.Webhoo
 		var stored []string
 		seqs = make([]int64, 0, len(webhooks))
 		err := t.run(ctx, func(b *batch) {
-			b.queue(`INSERT INTO posthorn.webhooks (id, repo_id, url, events, active, disabled_reason, description, secrets, options, created_at, updated_at)
-				SELECT id, repo_id, url, events, active, disabled_reason, description, secrets, options, created_at, updated_at
+			b.queue(`INSERT INTO posthorn.webhooks (id, repo_id, url, events, active, health, description, secrets, options, created_at, updated_at)
+				SELECT id, repo_id, url, events, active, health, description, secrets, options, created_at, updated_at
 				FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::boolean[], $6::text[], $7::text[], $8::text[],
 					$9::text[], $10::timestamptz[], $11::timestamptz[])
-					WITH ORDINALITY AS w (id, repo_id, url, events, active, disabled_reason, description, secrets, options, created_at, updated_at, n)
+					WITH ORDINALITY AS w (id, repo_id, url, events, active, health, description, secrets, options, created_at, updated_at, n)
 				ORDER BY n ON CONFLICT (id) DO NOTHING RETURNING seq, id`,
-				ids, repos, urls, events, active, reasons, descriptions, secrets, options, created, updated,
+				ids, repos, urls, events, active, healths, descriptions, secrets, options, created, updated,
 			).Query(func(rows pgx.Rows) error {
 				var seq int64
 				var id string
@@ -92,8 +92,8 @@ func (s *Store) UpdateWebhook(ctx context.Context, repoID, id string, change fun
 			return err
 		}
 		err = t.run(ctx, func(b *batch) {
-			b.queue(`UPDATE posthorn.webhooks SET url = $1, events = $2, active = $3, disabled_reason = $4, description = $5, secrets = $6,
-				options = $7, updated_at = $8 WHERE seq = $9`, w.URL, events, w.Active, w.DisabledReason, w.Description, secrets, options, micros(w.UpdatedAt), w.Seq)
+			b.queue(`UPDATE posthorn.webhooks SET url = $1, events = $2, active = $3, health = $4, description = $5, secrets = $6,
+				options = $7, updated_at = $8 WHERE seq = $9`, w.URL, events, w.Active, healthJSON(&w), w.Description, secrets, options, micros(w.UpdatedAt), w.Seq)
 			selectWebhook(b, repoID, id, "", &w) // as it will be read from now on
 		})
 		if err != nil {
@@ -202,8 +202,8 @@ func found(err, missing error) error {
 }
 
 func scanWebhook(row pgx.Row) (w posthorn.Webhook, err error) {
-	var events, secrets, options []byte
-	err = row.Scan(&w.Seq, &w.ID, &w.RepoID, &w.URL, &events, &w.Active, &w.DisabledReason, &w.Description, &secrets, &options, &w.CreatedAt, &w.UpdatedAt)
+	var events, secrets, options, health []byte
+	err = row.Scan(&w.Seq, &w.ID, &w.RepoID, &w.URL, &events, &w.Active, &health, &w.Description, &secrets, &options, &w.CreatedAt, &w.UpdatedAt)
 	if err != nil {
 		return w, err
 	}
@@ -217,7 +217,17 @@ func scanWebhook(row pgx.Row) (w posthorn.Webhook, err error) {
 	if err := json.Unmarshal(options, &w.Options); err != nil {
 		return w, fmt.Errorf("the options of webhook %s: %w", w.ID, err)
 	}
+	if err := json.Unmarshal(health, &w.Health); err != nil {
+		return w, fmt.Errorf("the health of webhook %s: %w", w.ID, err)
+	}
 	return w, nil
+}
+
+func healthJSON(w *posthorn.Webhook) string {
+	health := w.Health
+	health.FailingSince = health.FailingSince.UTC().Truncate(time.Microsecond)
+	text, _ := json.Marshal(health) // which never fails: there are strings, a time and a boolean in it
+	return string(text)
 }
 
 func webhookJSON(w *posthorn.Webhook) (events, secrets, options string, err error) {

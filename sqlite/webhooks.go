@@ -11,7 +11,7 @@ import (
 	"zombiezen.com/go/sqlite"
 )
 
-const webhookColumns = "seq, id, repo_id, url, events, active, disabled_reason, description, secrets, options, created_at, updated_at"
+const webhookColumns = "seq, id, repo_id, url, events, active, health, description, secrets, options, created_at, updated_at"
 
 // CreateWebhooks implements [posthorn.Store].
 func (s *Store) CreateWebhooks(ctx context.Context, webhooks ...*posthorn.Webhook) error {
@@ -30,9 +30,9 @@ func (s *Store) CreateWebhooks(ctx context.Context, webhooks ...*posthorn.Webhoo
 	err := s.write(ctx, func(c *sqlite.Conn) error {
 		for i, w := range webhooks {
 			r := &rows[i]
-			err := exec(c, `INSERT INTO posthorn_webhooks (id, repo_id, url, events, active, disabled_reason, description, secrets, options, created_at, updated_at)
+			err := exec(c, `INSERT INTO posthorn_webhooks (id, repo_id, url, events, active, health, description, secrets, options, created_at, updated_at)
 				VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-				w.ID, w.RepoID, w.URL, r.events, w.Active, w.DisabledReason, w.Description, r.secrets, r.options, w.CreatedAt, w.UpdatedAt)
+				w.ID, w.RepoID, w.URL, r.events, w.Active, healthJSON(w), w.Description, r.secrets, r.options, w.CreatedAt, w.UpdatedAt)
 			if resultCode(err) == sqlite.ResultConstraintUnique {
 				return posthorn.Errorf(posthorn.CodeConflict, "there is a webhook %s already", w.ID)
 			}
@@ -79,8 +79,8 @@ func (s *Store) UpdateWebhook(ctx context.Context, repoID, id string, change fun
 		if err != nil {
 			return err
 		}
-		err = exec(c, `UPDATE posthorn_webhooks SET url = ?, events = ?, active = ?, disabled_reason = ?, description = ?, secrets = ?,
-			options = ?, updated_at = ? WHERE seq = ?`, w.URL, events, w.Active, w.DisabledReason, w.Description, secrets, options, w.UpdatedAt, w.Seq)
+		err = exec(c, `UPDATE posthorn_webhooks SET url = ?, events = ?, active = ?, health = ?, description = ?, secrets = ?,
+			options = ?, updated_at = ? WHERE seq = ?`, w.URL, events, w.Active, healthJSON(&w), w.Description, secrets, options, w.UpdatedAt, w.Seq)
 		if err != nil {
 			return err
 		}
@@ -176,15 +176,14 @@ func errNoWebhook() error {
 
 func scanWebhook(st *sqlite.Stmt) (posthorn.Webhook, error) {
 	w := posthorn.Webhook{
-		Seq:            st.ColumnInt64(0),
-		ID:             st.ColumnText(1),
-		RepoID:         st.ColumnText(2),
-		URL:            st.ColumnText(3),
-		Active:         st.ColumnBool(5),
-		DisabledReason: st.ColumnText(6),
-		Description:    st.ColumnText(7),
-		CreatedAt:      timeOf(st.ColumnInt64(10)),
-		UpdatedAt:      timeOf(st.ColumnInt64(11)),
+		Seq:         st.ColumnInt64(0),
+		ID:          st.ColumnText(1),
+		RepoID:      st.ColumnText(2),
+		URL:         st.ColumnText(3),
+		Active:      st.ColumnBool(5),
+		Description: st.ColumnText(7),
+		CreatedAt:   timeOf(st.ColumnInt64(10)),
+		UpdatedAt:   timeOf(st.ColumnInt64(11)),
 	}
 	if err := json.Unmarshal(bytesOf(st, 4), &w.Events); err != nil {
 		return w, fmt.Errorf("the events of webhook %s: %w", w.ID, err)
@@ -195,7 +194,17 @@ func scanWebhook(st *sqlite.Stmt) (posthorn.Webhook, error) {
 	if err := json.Unmarshal(bytesOf(st, 9), &w.Options); err != nil {
 		return w, fmt.Errorf("the options of webhook %s: %w", w.ID, err)
 	}
+	if err := json.Unmarshal(bytesOf(st, 6), &w.Health); err != nil {
+		return w, fmt.Errorf("the health of webhook %s: %w", w.ID, err)
+	}
 	return w, nil
+}
+
+func healthJSON(w *posthorn.Webhook) string {
+	health := w.Health
+	health.FailingSince = health.FailingSince.UTC().Truncate(time.Microsecond)
+	text, _ := json.Marshal(health) // which never fails: there are strings, a time and a boolean in it
+	return string(text)
 }
 
 func webhookJSON(w *posthorn.Webhook) (events, secrets, options string, err error) {

@@ -19,6 +19,8 @@ type webhookOptions struct {
 	Timeout         *time.Duration `env:"-" placeholder:"DURATION" help:"How long one attempt may take, from 1s to 1m. 0s: as the server says."`
 	MaxInFlight     *int           `env:"-" placeholder:"N" help:"Requests that may be under way at once, within what the server allows. 0: just that."`
 	Filter          *string        `env:"-" placeholder:"EXPRESSION" help:"Which of the events it wants, in CEL on id, type and payload, such as payload.branch == \"main\"; see posthorn filter-test. '': all."`
+	Ordering        *string        `env:"-" placeholder:"ORDER" help:"strict: one event after the other, as they were dispatched. key: so for each ordering key. '': no order."`
+	KeepInactive    *bool          `name:"keep-while-inactive" negatable:"" env:"-" help:"Keep the events that are dispatched while it is inactive, and send them once it is active again."`
 	MaxPerSecond    *int           `env:"-" placeholder:"N" help:"Requests that may start in a second, evenly spread. 0: any number."`
 	Header          []string       `sep:"none" env:"-" placeholder:"NAME: VALUE" help:"Header of its own that is sent with each request; the value is stored encrypted. Can be repeated; replaces those that there were. NAME: *** keeps the value that there is."`
 	GitHubSignature *bool          `name:"github-signature" negatable:"" env:"-" help:"Send X-Hub-Signature-256, too, for receivers built for GitHub."`
@@ -33,6 +35,8 @@ func (o *webhookOptions) add(body map[string]any) error {
 	given(body, "maxInFlight", o.MaxInFlight)
 	given(body, "maxPerSecond", o.MaxPerSecond)
 	given(body, "filter", o.Filter)
+	given(body, "ordering", o.Ordering)
+	given(body, "keepWhileInactive", o.KeepInactive)
 	given(body, "githubSignature", o.GitHubSignature)
 	given(body, "idempotencyKey", o.IdempotencyKey)
 	if o.Header != nil {

@@ -39,7 +39,10 @@ type webhook struct {
 	TLS         struct{ MinVersion, RootCAs, Certificate string }
 
 	DisabledReason                     string
+	FailingSince                       time.Time
 	RetryPolicy, FinalStatuses, Filter string
+	Ordering                           string
+	KeepWhileInactive                  bool
 	Headers                            map[string]string
 	GitHubSignature, IdempotencyKey    bool
 	Timeout, MaxInFlight, MaxPerSecond int
@@ -54,8 +57,11 @@ func (w webhook) show() error {
 		field{"active", yesNo(w.Active)},
 		field{"signed", yesNo(w.HasSecret)},
 		field{"disabled because", w.DisabledReason},
+		field{"failing since", timestamp(w.FailingSince)},
 		field{"description", w.Description},
 		field{"filter", w.Filter},
+		field{"ordering", w.Ordering},
+		field{"keeps events", ifTrue(w.KeepWhileInactive, "while inactive")},
 		field{"headers", strings.Join(slices.Sorted(maps.Keys(w.Headers)), ", ")},
 		field{"also sends", strings.Join(w.also(), ", ")},
 		field{"retry policy", w.RetryPolicy},
@@ -80,6 +86,13 @@ func (w webhook) also() (names []string) {
 		names = append(names, "Idempotency-Key")
 	}
 	return names
+}
+
+func ifTrue(b bool, text string) string {
+	if !b {
+		return ""
+	}
+	return text
 }
 
 func unlessZero(n int, unit string) string {

@@ -14,7 +14,8 @@ import (
 func testWebhook(s *suite) {
 	w := posthorn.Webhook{
 		ID: s.uuid(), RepoID: repo, URL: "https://example.com/a?b=c#d", Events: []string{"push", "*", "issue"}, Active: true,
-		Description: "Übung “quoted” 😀", DisabledReason: "answered 410",
+		Description: "Übung “quoted” 😀",
+		Health:      posthorn.Health{DisabledReason: "answered 410", FailingSince: start.Add(9), Warned: true},
 		Secrets: []posthorn.Secret{
 			{ID: "s2", Kind: posthorn.SecretEd25519, Sealed: "new", CreatedAt: start.Add(time.Second + 9).Local()},
 			{ID: "s1", Kind: posthorn.SecretHMAC, Sealed: "old", CreatedAt: start, ExpiresAt: start.Add(time.Hour).In(time.FixedZone("there", 3600))},
@@ -24,7 +25,7 @@ func testWebhook(s *suite) {
 			TLS:         posthorn.TLS{MinVersion: "1.3", RootCAs: "-----“\n", Certificate: "cert", Key: "never stored", SealedKey: "sealed"},
 			RetryPolicy: "5s,1m±20%", FinalStatuses: "400-407,422", Timeout: 7 * time.Second, MaxInFlight: 3, MaxPerSecond: 4,
 			Filter: "true", Headers: map[string]string{"A": "never stored"}, SealedHeaders: map[string]string{"A": "sealed", "b": "“"},
-			GitHubSignature: true, IdempotencyKey: true,
+			GitHubSignature: true, IdempotencyKey: true, Ordering: "key", KeepWhileInactive: true,
 		},
 		CreatedAt: start.Add(123 * time.Nanosecond), UpdatedAt: start.Add(time.Minute).Local(),
 	}
@@ -34,7 +35,7 @@ func testWebhook(s *suite) {
 	}
 	want := w
 	want.CreatedAt, want.UpdatedAt = start, start.Add(time.Minute)
-	want.TLS.Key, want.Headers = "", nil
+	want.TLS.Key, want.Headers, want.FailingSince = "", nil, start
 	want.Secrets = []posthorn.Secret{
 		{ID: "s2", Kind: posthorn.SecretEd25519, Sealed: "new", CreatedAt: start.Add(time.Second)},
 		{ID: "s1", Kind: posthorn.SecretHMAC, Sealed: "old", CreatedAt: start, ExpiresAt: start.Add(time.Hour)},
@@ -114,7 +115,7 @@ func testWebhookUpdate(s *suite) {
 	})
 	s.check(err)
 	want := posthorn.Webhook{
-		Seq: w.Seq, ID: w.ID, RepoID: repo, URL: "http://example.org", Events: []string{"tag"}, DisabledReason: "gone", Description: "why",
+		Seq: w.Seq, ID: w.ID, RepoID: repo, URL: "http://example.org", Events: []string{"tag"}, Health: posthorn.Health{DisabledReason: "gone"}, Description: "why",
 		Secrets: []posthorn.Secret{{Sealed: "s"}}, CreatedAt: start, UpdatedAt: later,
 		Options: posthorn.Options{TLS: posthorn.TLS{RootCAs: "roots"}},
 	}

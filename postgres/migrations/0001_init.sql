@@ -18,7 +18,7 @@ CREATE TABLE webhooks (
     url         text        NOT NULL,
     events      text        NOT NULL, -- JSON array of event types
     active      boolean     NOT NULL,
-    disabled_reason text    NOT NULL, -- why it is not active, if the dispatcher made it so
+    health      text    NOT NULL, -- JSON object: what the dispatcher has found out about it
     description text        NOT NULL,
     secrets     text        NOT NULL, -- JSON array, newest first
     options     text        NOT NULL, -- JSON object

@@ -10,7 +10,7 @@ CREATE TABLE posthorn_webhooks (
     url         TEXT    NOT NULL,
     events      TEXT    NOT NULL, -- JSON array of event types
     active      INTEGER NOT NULL,
-    disabled_reason TEXT NOT NULL, -- why it is not active, if the dispatcher made it so
+    health      TEXT    NOT NULL, -- JSON object: what the dispatcher has found out about it
     description TEXT    NOT NULL,
     secrets     TEXT    NOT NULL, -- JSON array, newest first
     options     TEXT    NOT NULL, -- JSON object
