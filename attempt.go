@@ -45,13 +45,10 @@ func (d *Dispatcher) attempt(ctx context.Context, e *Entry) Result {
 			}
 			return Result{Entry: e, RetryAt: e.DueAt}
 		}
-		result := Result{Entry: e, Delivery: delivery, flow: &t.flow}
+		result := Result{Entry: e, Delivery: delivery, target: t.target}
 		if !delivery.Success {
 			result.RetryAt, result.hold, result.slow = t.afterFailure(e.Attempt, delivery)
 			delivery.NextAttemptAt = result.RetryAt
-			if delivery.ResponseStatus == http.StatusGone {
-				d.disable(t.target, goneReason)
-			}
 		}
 		return result
 	}

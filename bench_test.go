@@ -67,7 +67,7 @@ func BenchmarkSchedule(b *testing.B) {
 				s.blocked = false
 				t := s.next()
 				r := Result{Entry: t.entry, Delivery: delivery}
-				s.finish(t.queue, r)
+				s.finish(t.queue, &r)
 				s.recorded([]Result{r})
 			}
 		})

@@ -83,6 +83,13 @@ type Config struct {
 	// Retention is how long events and deliveries are kept. Defaults to 30 days.
 	Retention time.Duration
 
+	// DisableAfter is for how long all attempts must have failed, of at least 20 events, before a webhook is disabled. Defaults to
+	// 5 days; negative: never.
+	DisableAfter time.Duration
+	// SystemRepo is the repo whose webhooks get the operational events that they subscribe to ([OperationalEvents]), about the
+	// webhooks of all repos. Nobody but an operator should be able to make webhooks in it. Defaults to none.
+	SystemRepo string
+
 	// MaxWebhooksPerRepo is how many webhooks a repo may have. Several nodes that create at the same moment may exceed it by
 	// one each. Defaults to 10,000.
 	MaxWebhooksPerRepo int
@@ -126,6 +133,7 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.MaxQueued, 1024)
 	setDefault(&c.MaxQueuedBytes, 64<<20)
 	setDefault(&c.Retention, 30*24*time.Hour)
+	setDefault(&c.DisableAfter, 5*24*time.Hour)
 	setDefault(&c.MaxWebhooksPerRepo, 10_000)
 	setDefault(&c.AuditRetention, 365*24*time.Hour)
 	setDefault(&c.Brand, "MuseHub")

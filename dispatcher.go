@@ -57,11 +57,11 @@ type Dispatcher struct {
 	attempts               context.Context // ended to cut off requests in flight
 	cutOff                 context.CancelFunc
 
-	toDisable chan disabling
-	tokens    tokenCache
-	creating  sync.Mutex // held while a webhook is counted and created
-	waits     waits
-	complain  sync.Map // what failed to when that was logged last
+	observed chan observation
+	tokens   tokenCache
+	creating sync.Mutex // held while a webhook is counted and created
+	waits    waits
+	complain sync.Map // what failed to when that was logged last
 }
 
 const (
@@ -116,7 +116,7 @@ func New(store Store, cfg Config) (*Dispatcher, error) {
 		lost:          make(chan struct{}, 1),
 		changed:       make(chan struct{}, 1),
 		release:       make(chan struct{}, 1),
-		toDisable:     make(chan disabling, 64),
+		observed:      make(chan observation, 256),
 		background:    newStoppable(),
 		committing:    newStoppable(),
 	}
@@ -167,7 +167,7 @@ func (d *Dispatcher) Start(ctx context.Context) error {
 	}
 	d.background.run(d.maintain)
 	d.background.run(d.keepSealed)
-	d.background.run(d.keepDisabling)
+	d.background.run(d.keepHealth)
 	d.state.Store(stateStarted)
 	return nil
 }
@@ -345,6 +345,9 @@ func (d *Dispatcher) committed(r Result) {
 	}
 	if r.RetryAt.IsZero() && r.Entry.Run != 0 {
 		d.waits.ended(r)
+	}
+	if r.Delivery != nil && r.target != nil {
+		d.observe(&r)
 	}
 	if r.Delivery != nil && r.Delivery.Seq != 0 && d.cfg.OnDelivery != nil { // 0: its webhook is gone, and its log
 		d.cfg.OnDelivery(*r.Delivery)

@@ -183,73 +183,256 @@ func (t *target) afterFailure(attempt int, failed *Delivery) (retryAt time.Time,
 	return retryAt, hold, slow
 }
 
-// disabling is a webhook that is to be disabled.
-type disabling struct {
-	repoID, id, url string
-	reason          string
+// The operational events: what an operator should know about webhooks. They are dispatched to the webhooks of [Config.SystemRepo],
+// best effort: a node that dies at that moment takes the event with it. What they tell is in the webhook and the logs as well.
+const (
+	EventWebhookFailing    = "webhook.failing"    // all attempts have failed for four fifths of Config.DisableAfter
+	EventWebhookDisabled   = "webhook.disabled"   // it was made inactive, and why
+	EventWebhookRecovered  = "webhook.recovered"  // an attempt has succeeded after webhook.failing
+	EventDeliveryExhausted = "delivery.exhausted" // an event's last attempt has failed; not told of webhooks of the system repo itself
+)
+
+// OperationalEvents returns the types of the operational events.
+func OperationalEvents() []string {
+	return []string{EventWebhookFailing, EventWebhookDisabled, EventWebhookRecovered, EventDeliveryExhausted}
 }
 
-const goneReason = "the receiver answered 410 Gone"
+const (
+	goneReason = "the receiver answered 410 Gone"
+	// disableAtLeast is how many events must have failed before a webhook is disabled.
+	disableAtLeast = 20
+	// observeEvery is how often one thing that is noticed about a webhook is looked into.
+	observeEvery = time.Minute
+)
 
-// disable has a webhook disabled soon. If there are too many, or the store fails, the next answer of the kind does it.
-func (d *Dispatcher) disable(t *target, reason string) {
-	select {
-	case d.toDisable <- disabling{t.RepoID, t.ID, t.URL, reason}:
-	default:
+// observation is what a recorded attempt shows about its webhook.
+type observation struct {
+	target   *target
+	event    string // the operational event that follows, if it does; empty: it has begun to fail
+	reason   string // to disable the webhook
+	delivery *Delivery
+}
+
+// observe looks at the result of an attempt. There is nothing to do for nearly all of them. If there is too much to do, or the store
+// fails, a later attempt shows the same.
+func (d *Dispatcher) observe(r *Result) {
+	x := observation{target: r.target, delivery: r.Delivery}
+	since, at := x.target.FailingSince, r.Delivery.DeliveredAt
+	failing := at.Sub(since)
+	switch {
+	case r.Delivery.Success:
+		if since.IsZero() {
+			return
+		}
+		x.event = EventWebhookRecovered
+	case r.Delivery.ResponseStatus == http.StatusGone:
+		x.event, x.reason = EventWebhookDisabled, goneReason
+	case since.IsZero():
+		if r.failures < probeAfter {
+			break
+		}
+		d.note(x)
+	case d.cfg.DisableAfter < 0:
+	case failing >= d.cfg.DisableAfter:
+		x.event, x.reason = EventWebhookDisabled, fmt.Sprintf("all attempts have failed since %s (--disable-after, Config.DisableAfter)", since.Format(time.RFC3339))
+	case failing >= d.cfg.DisableAfter/5*4 && !x.target.Warned:
+		x.event = EventWebhookFailing
+	}
+	if x.event != "" {
+		d.note(x)
+	}
+	if r.RetryAt.IsZero() && !r.Delivery.Success && d.cfg.SystemRepo != "" && x.target.RepoID != d.cfg.SystemRepo {
+		d.note(observation{target: r.target, delivery: r.Delivery, event: EventDeliveryExhausted})
 	}
 }
 
-// keepDisabling disables webhooks for which there is a reason.
-func (d *Dispatcher) keepDisabling(ctx context.Context) {
+func (d *Dispatcher) note(x observation) {
+	select {
+	case d.observed <- x:
+	default:
+		d.complainAbout("observations", func() {
+			d.log.Warn("too much happens to webhooks at once: not all of it is told as operational events")
+		})
+	}
+}
+
+// keepHealth does what follows from observations.
+func (d *Dispatcher) keepHealth(ctx context.Context) {
+	type key struct {
+		webhook int64
+		event   string
+	}
+	seen := map[key]time.Time{}
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case w := <-d.toDisable:
-			if err := d.disableNow(ctx, w); err != nil {
-				d.storeFailed("disable a webhook", err)
+		case x := <-d.observed:
+			k := key{x.target.Seq, x.event}
+			often := x.event == "" || x.event == EventWebhookFailing || x.event == EventWebhookDisabled && x.reason != goneReason
+			if last, ok := seen[k]; often && ok && time.Since(last) < observeEvery {
+				continue
+			}
+			if len(seen) >= maxRemembered {
+				clear(seen)
+			}
+			if often {
+				seen[k] = time.Now()
+			}
+			if err := d.follow(ctx, &x); err != nil {
+				d.storeFailed("note how webhooks are", err)
+				delete(seen, k)
 			}
 		}
 	}
 }
 
-func (d *Dispatcher) disableNow(ctx context.Context, x disabling) error {
+// follow changes the webhook as an observation demands, unless someone was quicker, and tells the operator.
+func (d *Dispatcher) follow(ctx context.Context, x *observation) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	current, err := d.store.Webhook(ctx, x.repoID, x.id)
-	if ErrorCode(err) == CodeNotFound || err == nil && !x.concerns(&current) {
+	if x.event == EventDeliveryExhausted {
+		return d.announce(ctx, x, &x.target.Webhook)
+	}
+	t := x.target
+	current, err := d.store.Webhook(ctx, t.RepoID, t.ID)
+	if err == nil && !x.change(&current, d.cfg.DisableAfter) {
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	disabled := false
-	writing := d.audited(ctx, AuditEntry{Action: "webhook.disable", RepoID: x.repoID, Subject: x.id, Detail: x.reason})
-	w, err := d.store.UpdateWebhook(writing, x.repoID, x.id, func(w *Webhook) error {
-		if !x.concerns(w) { // someone was quicker
-			return errUnchanged
+	if err == nil && x.event == EventWebhookDisabled && x.reason != goneReason {
+		var enough bool
+		if enough, err = d.manyFailed(ctx, &t.Webhook); err == nil && !enough {
+			return nil
 		}
-		disabled = true
-		w.Active, w.Health, w.UpdatedAt = false, Health{DisabledReason: x.reason}, d.clock.now()
-		return nil
-	})
+	}
+	writing := ctx
+	if x.event == EventWebhookDisabled {
+		writing = d.audited(ctx, AuditEntry{Action: "webhook.disable", RepoID: t.RepoID, Subject: t.ID, Detail: x.reason})
+	}
+	var before, w Webhook
+	if err == nil {
+		w, err = d.store.UpdateWebhook(writing, t.RepoID, t.ID, func(w *Webhook) error {
+			before = *w
+			if !x.change(w, d.cfg.DisableAfter) {
+				return errUnchanged
+			}
+			if x.event == EventWebhookDisabled {
+				w.UpdatedAt = d.clock.now()
+			}
+			return nil
+		})
+	}
 	switch {
 	case err == errUnchanged || ErrorCode(err) == CodeNotFound: //nolint:errorlint // it comes back as it is
 		return nil
 	case err != nil:
 		return err
 	}
-	d.subscriptions.invalidate(x.repoID, w.Seq)
-	if disabled {
-		d.log.Warn("disabled a webhook", "repo", x.repoID, "webhook", x.id, "reason", x.reason)
+	d.subscriptions.invalidate(t.RepoID, w.Seq)
+	switch x.event {
+	case "":
+		return nil
+	case EventWebhookRecovered:
+		if !before.Warned { // nobody was told of its failures
+			return nil
+		}
+		d.log.Info("a webhook has recovered", "repo", t.RepoID, "webhook", t.ID)
+	case EventWebhookFailing:
+		d.log.Warn("a webhook has failed for long, and is going to be disabled", "repo", t.RepoID, "webhook", t.ID, "since", w.FailingSince)
+	case EventWebhookDisabled:
+		d.log.Warn("disabled a webhook", "repo", t.RepoID, "webhook", t.ID, "reason", x.reason)
 	}
-	return nil
+	before.DisabledReason = x.reason
+	return d.announce(ctx, x, &before)
+}
+
+// change makes the webhook what the observation demands, and reports whether there was anything to change.
+func (x *observation) change(w *Webhook, disableAfter time.Duration) bool {
+	at := x.delivery.DeliveredAt
+	lasts := !w.FailingSince.IsZero() && at.After(w.FailingSince)
+	switch {
+	case !w.Active && x.event != EventWebhookRecovered, w.URL != x.target.URL: // it is not the one that was observed
+		return false
+	case x.event == "" && w.FailingSince.IsZero():
+		w.FailingSince = at
+	case x.event == EventWebhookRecovered && lasts:
+		w.FailingSince, w.Warned = time.Time{}, false
+	case x.event == EventWebhookFailing && lasts && !w.Warned:
+		w.Warned = true
+	case x.event == EventWebhookDisabled && (x.reason == goneReason || lasts && at.Sub(w.FailingSince) >= disableAfter):
+		w.Active, w.Health = false, Health{DisabledReason: x.reason}
+	default:
+		return false
+	}
+	return true
+}
+
+// manyFailed reports whether enough events have failed since the webhook began to fail, as far as the log has them.
+func (d *Dispatcher) manyFailed(ctx context.Context, w *Webhook) (bool, error) {
+	failed, events := false, map[string]bool{}
+	q := DeliveryQuery{RepoID: w.RepoID, WebhookID: w.ID, Success: &failed, Since: w.FailingSince, Limit: MaxScan}
+	for range 10 { // pages: enough for any policy
+		page, err := d.store.Deliveries(ctx, q)
+		if err != nil {
+			return false, err
+		}
+		for i := range page.Items {
+			events[page.Items[i].EventID] = true
+		}
+		if q.Before = page.Next; len(events) >= disableAtLeast || q.Before == 0 {
+			break
+		}
+	}
+	return len(events) >= disableAtLeast, nil
+}
+
+// operationalPayload is the payload of operational events. A webhook's URL is not in it: it may have secrets.
+type operationalPayload struct {
+	RepoID         string     `json:"repoId"`
+	WebhookID      string     `json:"webhookId"`
+	Description    string     `json:"description,omitempty"`
+	FailingSince   *time.Time `json:"failingSince,omitempty"`
+	DisableAt      *time.Time `json:"disableAt,omitempty"` // the earliest
+	Reason         string     `json:"reason,omitempty"`
+	EventID        string     `json:"eventId"` // that whose attempt has led to this
+	EventType      string     `json:"eventType"`
+	DeliveryID     string     `json:"deliveryId"`
+	Attempt        int        `json:"attempt"`
+	ResponseStatus int        `json:"responseStatus"`
+	ResponseBody   string     `json:"responseBody"`
+}
+
+// announce dispatches an operational event to those who subscribe to it.
+func (d *Dispatcher) announce(ctx context.Context, x *observation, w *Webhook) error {
+	if d.cfg.SystemRepo == "" {
+		return nil
+	}
+	p := operationalPayload{
+		RepoID: w.RepoID, WebhookID: w.ID, Description: w.Description, Reason: w.DisabledReason, EventID: x.delivery.EventID, EventType: x.delivery.EventType,
+		DeliveryID: x.delivery.ID, Attempt: x.delivery.Attempt, ResponseStatus: x.delivery.ResponseStatus, ResponseBody: x.delivery.ResponseBody,
+	}
+	if !w.FailingSince.IsZero() && x.event != EventDeliveryExhausted {
+		p.FailingSince = &w.FailingSince
+		if x.event == EventWebhookFailing {
+			at := w.FailingSince.Add(d.cfg.DisableAfter)
+			p.DisableAt = &at
+		}
+	}
+	raw, err := marshal(p)
+	if err != nil {
+		return err
+	}
+	now := d.clock.now()
+	event := &AcceptedEvent{ID: newID(now), RepoID: d.cfg.SystemRepo, Type: x.event, Payload: raw, CreatedAt: now}
+	webhooks, err := d.match(ctx, event)
+	if err != nil {
+		return err
+	}
+	_, err = d.accept(ctx, event, TriggerAutomatic, webhooks)
+	return err
 }
 
 var errUnchanged = fmt.Errorf("nothing is to be changed")
-
-// concerns reports whether the webhook is still the one that there was a reason to disable.
-func (x *disabling) concerns(w *Webhook) bool { return w.Active && w.URL == x.url }
 
 // What follows is the scheduler's side of failures.
 

@@ -388,7 +388,7 @@ func (s *scheduler) work(t turn) {
 	for ok := true; ok; {
 		r := s.attempt(t.entry)
 		s.mu.Lock()
-		handedBack := s.finish(t.queue, r)
+		handedBack := s.finish(t.queue, &r)
 		t = s.next()
 		wait := t.queue == nil && !s.stopped && len(s.idle) < maxIdle
 		if t.queue != nil {
@@ -411,7 +411,7 @@ func (s *scheduler) work(t turn) {
 
 // finish takes an attempt's result into account. It returns entries that the webhook may not hold in memory any longer;
 // they are to be recorded as due again.
-func (s *scheduler) finish(q *queue, r Result) (handedBack []*Entry) {
+func (s *scheduler) finish(q *queue, r *Result) (handedBack []*Entry) {
 	now := time.Now()
 	s.addInFlight(q, -1)
 	if r.Delivery != nil {
@@ -443,14 +443,15 @@ func (s *scheduler) finish(q *queue, r Result) (handedBack []*Entry) {
 			s.pause(q, time.Duration(min(q.failures, maxProbePause))*time.Millisecond)
 		}
 	}
-	if r.flow != nil && q.flow != *r.flow {
-		s.setFlow(q, *r.flow)
+	if r.target != nil && q.flow != r.target.flow {
+		s.setFlow(q, r.target.flow)
 		s.pause(q, q.flow.interval()-r.Delivery.took())
 	}
 	s.list(q)
 	if q.wanted {
 		s.want(q)
 	}
+	r.failures = q.failures
 	return handedBack
 }
 

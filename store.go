@@ -229,9 +229,10 @@ type Result struct {
 	RetryAt time.Time
 
 	// What the scheduler learns from the attempt, and no store has to do with.
-	flow *flow         // how the webhook wants its requests; nil: nobody looked
-	hold time.Duration // for how long it wants none at all
-	slow bool          // it wants fewer
+	target   *target       // as it was for the attempt; nil: none was made
+	hold     time.Duration // for how long the webhook wants no request at all
+	slow     bool          // it wants fewer
+	failures int           // of its attempts in a row, with this one
 }
 
 // DueWebhook is a webhook that has something to claim.

@@ -429,9 +429,13 @@ func (d *Dispatcher) checkWebhook(w *Webhook) error {
 	if len(w.Events) == 0 {
 		return invalid("events", "it is empty: name at least one event type, or %q for all", AllEvents)
 	}
+	types := d.EventTypes()
+	if w.RepoID == d.cfg.SystemRepo {
+		types = append(types, OperationalEvents()...)
+	}
 	var unknown []string
 	for i, t := range w.Events {
-		if !slices.ContainsFunc(d.EventTypes(), func(known string) bool { return covers(t, known) }) {
+		if !slices.ContainsFunc(types, func(known string) bool { return covers(t, known) }) {
 			unknown = append(unknown, fmt.Sprintf("%.128q", t))
 		}
 		if slices.Contains(w.Events[:i], t) {
@@ -440,7 +444,7 @@ func (d *Dispatcher) checkWebhook(w *Webhook) error {
 	}
 	if unknown != nil {
 		return invalid("events", "unknown event type %s; the valid ones are %s and %s",
-			strings.Join(unknown, ", "), strings.Join(d.EventTypes(), ", "), AllEvents)
+			strings.Join(unknown, ", "), strings.Join(types, ", "), AllEvents)
 	}
 	if n := utf8.RuneCountInString(w.Description); n > MaxDescriptionLength {
 		return invalid("description", "it has %d characters: at most %d", n, MaxDescriptionLength)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,6 +37,8 @@ type serveCmd struct {
 	Brand         string        `group:"deliveries" default:"MuseHub" placeholder:"NAME" help:"Middle of the header names X-MuseHub-Event, X-MuseHub-Delivery and X-MuseHub-Signature (default ${default})."`
 	UserAgent     string        `group:"deliveries" default:"MuseHub-Webhook/1.0" placeholder:"TEXT" help:"User-Agent header of the requests (default ${default})."`
 
+	DisableAfter          time.Duration `group:"limits" default:"120h" placeholder:"DURATION" help:"For how long all attempts must have failed, of at least 20 events, before a webhook is disabled; 0: never (default ${default})."`
+	SystemRepo            string        `group:"deliveries" placeholder:"REPO" help:"Repo whose webhooks get the operational events that they subscribe to: webhook.failing, webhook.disabled, webhook.recovered, delivery.exhausted (default none)."`
 	Retention             time.Duration `group:"limits" default:"720h" placeholder:"DURATION" help:"How long events and deliveries are kept (default ${default})."`
 	AuditRetention        time.Duration `group:"limits" default:"8760h" placeholder:"DURATION" help:"How long entries of the audit log are kept (default ${default})."`
 	MaxPayload            byteSize      `group:"limits" default:"1MiB" placeholder:"SIZE" help:"Size that an event's payload may have, at most 25MiB (default ${default})."`
@@ -113,6 +116,9 @@ func (c *serveCmd) Validate() error {
 			return fmt.Errorf("--%s must be more than zero", flag)
 		}
 	}
+	if c.DisableAfter < 0 {
+		return errors.New("--disable-after must not be negative; 0: never")
+	}
 	if err := c.egress.check(); err != nil {
 		return err
 	}
@@ -152,6 +158,8 @@ func (c *serveCmd) Run() error {
 		MaxPayload:            int(c.MaxPayload),
 		MaxInFlight:           c.MaxInFlight,
 		MaxInFlightPerWebhook: c.MaxInFlightPerWebhook,
+		DisableAfter:          cmp.Or(c.DisableAfter, -1),
+		SystemRepo:            c.SystemRepo,
 		Retention:             c.Retention,
 		AuditRetention:        c.AuditRetention,
 		MaxWebhooksPerRepo:    c.MaxWebhooksPerRepo,

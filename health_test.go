@@ -1,0 +1,167 @@
+package posthorn_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/musehub/posthorn"
+	"github.com/musehub/posthorn/internal/sender"
+)
+
+// operational is what an operational event tells.
+type operational struct {
+	Type                                           string
+	RepoID, WebhookID, Reason, EventID, DeliveryID string
+	FailingSince, DisableAt                        time.Time
+	Attempt, ResponseStatus                        int
+}
+
+const operator = "https://operator.example/"
+
+// told returns the operational events so far.
+func (w *world) told() (told []operational) {
+	w.t.Helper()
+	for _, r := range w.seen(operator) {
+		o := operational{Type: r.eventType}
+		if err := json.Unmarshal([]byte(r.body), &o); err != nil {
+			w.t.Fatal(err)
+		}
+		told = append(told, o)
+	}
+	return told
+}
+
+// down refuses what goes to bad.
+func down(r request) sender.Outcome {
+	if r.url == bad {
+		return sender.Outcome{Status: 500, Body: "down"}
+	}
+	return sender.Outcome{Status: 200}
+}
+
+func healthConfig() posthorn.Config {
+	return posthorn.Config{
+		DisableAfter: 10 * time.Minute, SystemRepo: "ops", RetryPolicy: &posthorn.RetryPolicy{Delays: []time.Duration{time.Second}},
+	}
+}
+
+// A webhook that fails for long is disabled, after a warning, and the operator hears of both.
+func TestDisableAfter(t *testing.T) {
+	inWorld(t, healthConfig(), func(t *testing.T, w *world) {
+		w.webhook("ops", operator, "webhook.*")
+		hook := w.webhook("r1", bad)
+		w.answers(down)
+		began := time.Now()
+		state := func() posthorn.Webhook {
+			t.Helper()
+			hook, err := w.Webhook(t.Context(), "r1", hook.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return hook
+		}
+		for i := 0; time.Since(began) < 7*time.Minute; i++ {
+			w.dispatch("r1", fmt.Sprint("e", i))
+			pass(15 * time.Second)
+		}
+		since := state().FailingSince
+		if late := since.Sub(began); late < 0 || late > time.Minute || !state().Active || len(w.told()) != 0 {
+			t.Fatalf("after 7 minutes: %+v, %+v", state().Health, w.told())
+		}
+		w.dispatch("r1", "another")
+		pass(90 * time.Second)
+		w.dispatch("r1", "warning")
+		pass(15 * time.Second)
+		told := w.told()
+		if len(told) != 1 || told[0].Type != posthorn.EventWebhookFailing || told[0].RepoID != "r1" || told[0].WebhookID != hook.ID ||
+			!told[0].FailingSince.Equal(since) || !told[0].DisableAt.Equal(since.Add(10*time.Minute)) || !state().Active || !state().Warned {
+			t.Fatalf("after 8 minutes: %+v, %+v", state().Health, told)
+		}
+		pass(2 * time.Minute)
+		w.dispatch("r1", "last")
+		pass(15 * time.Second)
+		told = w.told()
+		if len(told) != 2 || told[1].Type != posthorn.EventWebhookDisabled || !strings.Contains(told[1].Reason, "all attempts have failed since") || told[1].ResponseStatus != 500 {
+			t.Fatalf("at the end: %+v", told)
+		}
+		if h := state(); h.Active || h.DisabledReason != told[1].Reason || !h.FailingSince.IsZero() {
+			t.Errorf("it is %+v", h)
+		}
+		log, err := w.AuditLog(t.Context(), posthorn.AuditQuery{RepoID: "r1", Limit: 10})
+		if err != nil || log.Items[0].Action != "webhook.disable" {
+			t.Errorf("the audit log has %+v, %v", log.Items, err)
+		}
+		if _, err := w.UpdateWebhook(t.Context(), "r1", hook.ID, posthorn.WebhookPatch{Active: new(true)}); err != nil {
+			t.Fatal(err)
+		}
+		if h := state(); h.Health != (posthorn.Health{}) {
+			t.Errorf("once it is active again: %+v", h.Health)
+		}
+	})
+}
+
+// One with too few events is left alone, one that recovers is, too, and that is told if the failing was.
+func TestRecovered(t *testing.T) {
+	inWorld(t, healthConfig(), func(t *testing.T, w *world) {
+		w.webhook("ops", operator, posthorn.AllEvents)
+		hook := w.webhook("r1", bad)
+		w.answers(down)
+		for i := range 12 { // over 12 minutes
+			w.dispatch("r1", fmt.Sprint("e", i))
+			pass(time.Minute)
+		}
+		h, err := w.Webhook(t.Context(), "r1", hook.ID)
+		if err != nil || !h.Active || h.FailingSince.IsZero() || !h.Warned {
+			t.Errorf("it is %+v, %v", h, err)
+		}
+		w.answers(func(request) sender.Outcome { return sender.Outcome{Status: 200} })
+		w.dispatch("r1", "good")
+		pass(time.Second)
+		if h, err = w.Webhook(t.Context(), "r1", hook.ID); err != nil || h.Health != (posthorn.Health{}) || !h.UpdatedAt.Equal(hook.UpdatedAt) {
+			t.Errorf("once it has recovered: %+v, %v", h, err)
+		}
+		var types []string
+		exhausted := 0
+		for _, o := range w.told() {
+			if o.Type != posthorn.EventDeliveryExhausted {
+				types = append(types, o.Type)
+				continue
+			}
+			exhausted++
+			if o.Attempt != 2 || o.EventID == "" || o.DeliveryID == "" || o.WebhookID != hook.ID {
+				t.Errorf("told %+v", o)
+			}
+		}
+		if !slices.Equal(types, []string{posthorn.EventWebhookFailing, posthorn.EventWebhookRecovered}) || exhausted != 12 {
+			t.Errorf("told of %v, and of %d events", types, exhausted)
+		}
+	})
+}
+
+// Webhooks of other repos can't subscribe to operational events, and those of the system repo tell nothing of their own failures.
+func TestSystemRepo(t *testing.T) {
+	inWorld(t, healthConfig(), func(t *testing.T, w *world) {
+		for _, event := range append(posthorn.OperationalEvents(), "webhook.*") {
+			_, err := w.CreateWebhook(t.Context(), posthorn.NewWebhook{RepoID: "r1", URL: good, Events: []string{event}})
+			if posthorn.ErrorCode(err) != posthorn.CodeInvalid {
+				t.Errorf("%s: %v", event, err)
+			}
+			if _, err := w.Dispatch(t.Context(), posthorn.Event{RepoID: "ops", Type: event, Payload: struct{}{}}); posthorn.ErrorCode(err) != posthorn.CodeInvalid {
+				t.Errorf("dispatch %s: %v", event, err)
+			}
+		}
+		w.webhook("r1", good) // which gets all of r1
+		w.webhook("ops", bad)
+		w.webhook("r2", bad)
+		w.answers(down)
+		w.dispatch("r2", "e")
+		pass(time.Minute)
+		if len(w.seen(good)) != 0 || len(w.seen(bad)) != 4 { // two attempts of the event, two of what is told of it
+			t.Errorf("%d requests to %s, %d to %s", len(w.seen(good)), good, len(w.seen(bad)), bad)
+		}
+	})
+}
