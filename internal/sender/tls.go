@@ -14,6 +14,8 @@ import (
 const (
 	// maxPools is how many of a Sender's pools are for TLS settings other than its own.
 	maxPools = 256
+	// maxPoolIdle is how many idle connections each of them keeps, so that all of them together stay within what a process may have.
+	maxPoolIdle = 64
 	// maxPEM is how many bytes one of the texts in TLS may have: some dozens of certificates.
 	maxPEM = 64 << 10
 )
@@ -63,7 +65,7 @@ func (t TLS) apply(cfg *tls.Config) (*tls.Config, error) {
 		cfg.Certificates = []tls.Certificate{pair}
 	}
 	// A session goes on with what was verified when it began, so it is for the same settings only.
-	cfg.ClientSessionCache = tls.NewLRUClientSessionCache(maxIdleConnsPerHost)
+	cfg.ClientSessionCache = tls.NewLRUClientSessionCache(maxPoolIdle)
 	return cfg, nil
 }
 
@@ -134,7 +136,7 @@ func (s *Sender) pool(t TLS) (*pool, error) {
 		delete(s.pools, other) // any: the order of a map is random
 		p.CloseIdleConnections()
 	}
-	p := s.newPool(cfg, maxIdleConnsPerHost)
+	p := s.newPool(cfg, maxPoolIdle)
 	s.pools[t] = p
 	return p, nil
 }
