@@ -67,6 +67,10 @@ type Store interface {
 	// CodeConflict when the node has no lease any more.
 	Claim(ctx context.Context, c Claim) ([]*Entry, error)
 
+	// Held returns the first entries of a webhook that are held, in the order of their times: up to a number of them, and of bytes of payload, of which the
+	// entry that exceeds it is the last.
+	Held(ctx context.Context, webhookSeq int64, limit, maxBytes int) ([]*Entry, error)
+
 	// Lease makes or renews a node's lease until the given time. Node 0 stands for a new node; the number that it
 	// gets, never 0 and never used before, is returned. CodeConflict when the lease has run out and was released.
 	Lease(ctx context.Context, node int64, until time.Time) (int64, error)
@@ -170,6 +174,7 @@ type Entry struct {
 	Trigger    Trigger
 	Run        int64
 	Ordering   int64     // that of the target
+	Held       bool      // as for the target; a result of such an entry may be of any node
 	Attempt    int       // the attempt that is to be made, 1 for the first of its run
 	DueAt      time.Time // when it may be made
 	// Queued says that the entry stands in the queue by itself: it comes from Claim or Enqueue, or from an event that was
@@ -206,6 +211,8 @@ type Target struct {
 	// their events' Seqs: while one of them is leased, free or due later, those behind it are neither due nor claimed.
 	// Such a target is not Leased, and its event automatic.
 	Ordering int64
+	// Held keeps the entry for [Store.Held]: it is never due. Such a target is neither Leased nor of an ordering.
+	Held bool
 }
 
 // Acceptance is what became of one event of a batch.
@@ -233,6 +240,7 @@ type Result struct {
 	hold     time.Duration // for how long the webhook wants no request at all
 	slow     bool          // it wants fewer
 	failures int           // of its attempts in a row, with this one
+	noted    chan struct{} // of a held entry: closed once the result is committed
 }
 
 // DueWebhook is a webhook that has something to claim.

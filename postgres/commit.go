@@ -81,6 +81,7 @@ func writeBatch(ctx context.Context, t *transaction, node int64, a *newEvents, r
 		a.insert(q, node)
 		r.settlePromised(q, node)
 		r.queued.settle(q, node)
+		r.held.settle(q, heldNode)
 		o.advance(q, lanes)
 		r.log(q)
 	})
@@ -160,6 +161,7 @@ type newEvents struct {
 		rows     []int32
 		webhooks []int64
 		leased   []bool
+		held     []bool
 		triggers []string
 		ordering []int64
 	}
@@ -225,6 +227,7 @@ func (a *newEvents) add(b *posthorn.Batch, i int) {
 		a.queued.rows = append(a.queued.rows, int32(i))
 		a.queued.webhooks = append(a.queued.webhooks, t.WebhookSeq)
 		a.queued.leased = append(a.queued.leased, t.Leased && b.Node != 0)
+		a.queued.held = append(a.queued.held, t.Held)
 		a.queued.triggers = append(a.queued.triggers, string(n.Trigger))
 		a.queued.ordering = append(a.queued.ordering, t.Ordering)
 	}
@@ -322,8 +325,10 @@ const insertEvents = `WITH batch AS MATERIALIZED (
 		GROUP BY 1
 	), entries AS (
 		INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at, node, ordering)
-		SELECT new.seq, t.webhook, 0, 1, t.trigger, new.created_at, CASE WHEN t.leased THEN $8::bigint WHEN t.ordering <> 0 THEN 0 END, t.ordering
-		FROM unnest($11::int[], $12::bigint[], $13::boolean[], $14::text[], $18::bigint[]) AS t (n, webhook, leased, trigger, ordering)
+		SELECT new.seq, t.webhook, 0, 1, t.trigger, new.created_at, 
+			CASE WHEN t.leased THEN $8::bigint WHEN t.held THEN -2 WHEN t.ordering <> 0 THEN 0 END, t.ordering
+		FROM unnest($11::int[], $12::bigint[], $13::boolean[], $14::text[], $18::bigint[], $19::boolean[])
+			AS t (n, webhook, leased, trigger, ordering, held)
 		JOIN new ON new.seq = (SELECT base FROM batch) + t.n
 		CROSS JOIN LATERAL (SELECT FROM posthorn.webhooks w WHERE w.seq = t.webhook AND NOT w.deleted OFFSET 0) w
 		ORDER BY new.seq, t.webhook, t.leased
@@ -340,7 +345,7 @@ func (a *newEvents) insert(q *batch, node int64) {
 	}
 	q.queue(insertEvents, a.numbers, a.ids, a.repos, a.types, a.times, a.deliveries, a.payloads.bytes, node,
 		a.promised.rows, a.promised.webhooks, a.queued.rows, a.queued.webhooks, a.queued.leased, a.queued.triggers,
-		a.payloads.at, a.payloads.size, a.attributes, a.queued.ordering,
+		a.payloads.at, a.payloads.size, a.attributes, a.queued.ordering, a.queued.held,
 	).QueryRow(func(row pgx.Row) error {
 		var base int64
 		var seqs []int64

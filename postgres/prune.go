@@ -103,6 +103,9 @@ func (s *Store) pruneDeleted(ctx context.Context) (int, error) {
 func (s *Store) deleteEntries(ctx context.Context, webhook int64) error {
 	_, err := s.deleteAll(ctx, deleteBehind, webhook, math.MinInt64, 0)
 	if err == nil {
+		_, err = s.deleteAll(ctx, deleteHeld, webhook, time.Time{}, 0, 0)
+	}
+	if err == nil {
 		_, err = s.deleteAll(ctx, deleteQueued, webhook, false, time.Time{}, 0, 0)
 	}
 	return err
@@ -154,6 +157,14 @@ const (
 			DELETE FROM posthorn.queue WHERE ctid = ANY (ARRAY(SELECT place FROM page)) RETURNING 1
 		)
 		SELECT (SELECT count(*) FROM gone), ordering, event FROM page ORDER BY ordering DESC, event DESC LIMIT 1`
+	deleteHeld = `WITH page AS MATERIALIZED (
+			SELECT ctid AS place, due_at, event, run FROM posthorn.queue
+			WHERE webhook = $1 AND node = -2 AND (due_at, event, run) > ($3, $4, $5)
+			ORDER BY due_at, event, run LIMIT $2 FOR UPDATE SKIP LOCKED
+		), gone AS (
+			DELETE FROM posthorn.queue WHERE ctid = ANY (ARRAY(SELECT place FROM page)) RETURNING 1
+		)
+		SELECT (SELECT count(*) FROM gone), due_at, event, run FROM page ORDER BY due_at DESC, event DESC, run DESC LIMIT 1`
 	deleteLogged = `WITH page AS MATERIALIZED (
 			SELECT id, seq FROM posthorn.deliveries WHERE webhook = $1 AND seq > $3 ORDER BY seq LIMIT $2
 		), gone AS (

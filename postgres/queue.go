@@ -13,6 +13,10 @@ import (
 // Enqueue implements [posthorn.Store].
 func (s *Store) Enqueue(ctx context.Context, e *posthorn.Entry, node int64) error {
 	var run int64
+	holder := node
+	if e.Held {
+		holder = heldNode
+	}
 	err := s.write(ctx, func(ctx context.Context, t *transaction) error {
 		return t.run(ctx, func(b *batch) {
 			one := 0
@@ -24,7 +28,7 @@ func (s *Store) Enqueue(ctx context.Context, e *posthorn.Entry, node int64) erro
 			fence(b, node)
 			b.queue(`INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at, node)
 				VALUES ($1, $2, nextval('posthorn.run_seq'), $3, $4, $5, nullif($6::bigint, 0)) RETURNING run`,
-				e.Event.Seq, e.WebhookSeq, e.Attempt, string(e.Trigger), micros(e.DueAt), node).
+				e.Event.Seq, e.WebhookSeq, e.Attempt, string(e.Trigger), micros(e.DueAt), holder).
 				QueryRow(func(row pgx.Row) error { return row.Scan(&run) })
 		})
 	})
@@ -32,6 +36,37 @@ func (s *Store) Enqueue(ctx context.Context, e *posthorn.Entry, node int64) erro
 		e.Run, e.Queued = run, true
 	}
 	return err
+}
+
+// heldNode stands for the node that has what is held.
+const heldNode = -2
+
+const selectHeld = `WITH found AS MATERIALIZED (
+		SELECT q.*, hook.id AS webhook_id FROM posthorn.webhooks hook
+		CROSS JOIN LATERAL (SELECT * FROM posthorn.queue q WHERE q.webhook = hook.seq AND q.node = -2 ORDER BY q.due_at, q.event, q.run LIMIT $2) q
+		WHERE hook.seq = $1 AND NOT hook.deleted
+	), sized AS MATERIALIZED (
+		SELECT f.*, sum((SELECT octet_length(e.payload) FROM posthorn.events e WHERE e.seq = f.event)) OVER earlier
+			- (SELECT octet_length(e.payload) FROM posthorn.events e WHERE e.seq = f.event) AS bytes_before
+		FROM found f WINDOW earlier AS (ORDER BY f.due_at, f.event, f.run ROWS UNBOUNDED PRECEDING)
+	)
+	SELECT s.webhook, s.webhook_id, s.run, s.attempt, s.due_at, s.trigger, s.ordering,
+		e.seq, e.id, e.repo_id, e.type, e.created_at, e.deliveries, e.attributes, e.payload
+	FROM sized s CROSS JOIN LATERAL (SELECT * FROM posthorn.events e WHERE e.seq = s.event OFFSET 0) e
+	WHERE s.bytes_before <= $3 ORDER BY s.due_at, s.event, s.run`
+
+// Held implements [posthorn.Store].
+func (s *Store) Held(ctx context.Context, webhookSeq int64, limit, maxBytes int) (entries []*posthorn.Entry, err error) {
+	err = s.get(ctx, func(b *batch) {
+		b.queue(selectHeld, webhookSeq, limit, maxBytes).Query(func(rows pgx.Rows) (err error) {
+			entries, err = scanEntries(rows)
+			return err
+		})
+	})
+	for _, e := range entries {
+		e.Held = true
+	}
+	return entries, err
 }
 
 // duePage is how many webhooks one statement visits.

@@ -19,8 +19,9 @@ type results struct {
 	results []posthorn.Result
 	days    []day // of the partitions that they need
 
-	// What becomes of entries: those that are in the queue, and those that may be promises.
+	// What becomes of entries: those that are in the queue, those that may be promises, and those that are held.
 	queued, promised entryColumns
+	held             entryColumns
 	kept             int // how many of promised were promises
 
 	// What is logged, in the order of the ids.
@@ -170,7 +171,10 @@ func (r *results) addEntries() {
 			next++
 		}
 		c := &r.queued
-		if !e.Queued && e.Run == 0 && e.Attempt == 1 && e.Event.Deliveries <= maxPromised {
+		if e.Held {
+			c = &r.held
+		}
+		if !e.Queued && !e.Held && e.Run == 0 && e.Attempt == 1 && e.Event.Deliveries <= maxPromised {
 			c = &r.promised
 		}
 		r.entry[i] = entryRef{c, len(c.events)}

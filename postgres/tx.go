@@ -43,8 +43,8 @@ const acceptOne = `WITH new AS (
 		ON CONFLICT (id, repo_id) DO NOTHING RETURNING seq
 	), entries AS (
 		INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at, node, ordering)
-		SELECT new.seq, t.webhook, 0, 1, $7::text, $4::timestamptz, CASE WHEN t.ordering <> 0 THEN -1 END, t.ordering
-		FROM new CROSS JOIN unnest($8::text::bigint[], $12::text::bigint[]) AS t (webhook, ordering)
+		SELECT new.seq, t.webhook, 0, 1, $7::text, $4::timestamptz, CASE WHEN t.held <> 0 THEN -2 WHEN t.ordering <> 0 THEN -1 END, t.ordering
+		FROM new CROSS JOIN unnest($8::text::bigint[], $12::text::bigint[], $13::text::bigint[]) AS t (webhook, ordering, held)
 		CROSS JOIN LATERAL (SELECT FROM posthorn.webhooks w WHERE w.seq = t.webhook AND NOT w.deleted OFFSET 0) w
 		ON CONFLICT DO NOTHING
 	), counted AS (
@@ -73,7 +73,7 @@ func (h hostTx) accept(ctx context.Context, n posthorn.NewEvent) (*outcome, erro
 	told := false
 	err := h.queryRow(ctx, h.store.names.sql(acceptOne), e.ID, e.RepoID, e.Type, micros(e.CreatedAt), len(n.Targets), payload,
 		string(n.Trigger), array(n.Targets, func(t posthorn.Target) int64 { return t.WebhookSeq }), h.store.schema, duePayload(n.Targets),
-		e.Attributes.Encode(), array(n.Targets, func(t posthorn.Target) int64 { return t.Ordering })).Scan(&o.seq, &told)
+		e.Attributes.Encode(), array(n.Targets, func(t posthorn.Target) int64 { return t.Ordering }), array(n.Targets, heldNumber)).Scan(&o.seq, &told)
 	if !errors.Is(err, pgx.ErrNoRows) && !errors.Is(err, sql.ErrNoRows) {
 		return &o, err
 	}
@@ -84,6 +84,13 @@ func (h hostTx) accept(ctx context.Context, n posthorn.NewEvent) (*outcome, erro
 		return nil, posthorn.Errorf(posthorn.CodeUnavailable, "the first event of this ID was pruned at this moment; dispatch it again")
 	}
 	return &o, err
+}
+
+func heldNumber(t posthorn.Target) int64 {
+	if t.Held {
+		return 1
+	}
+	return 0
 }
 
 // array is an array of PostgreSQL's as text.

@@ -225,7 +225,7 @@ func (s *Store) enqueueTargets(c *sqlite.Conn, node int64, e *posthorn.NewEvent)
 			s.promises.add(e.Event.Seq, t.WebhookSeq)
 			continue
 		}
-		entry.WebhookSeq, entry.Ordering = t.WebhookSeq, t.Ordering
+		entry.WebhookSeq, entry.Ordering, entry.Held = t.WebhookSeq, t.Ordering, t.Held
 		holder := int64(0) // nobody
 		if leased {
 			holder = node

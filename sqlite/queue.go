@@ -15,6 +15,7 @@ const (
 	laneAutomatic = 1
 	laneLeased    = 2
 	laneBehind    = 3 // entries that wait for an earlier one of their ordering
+	laneHeld      = 4
 )
 
 func freeLane(t posthorn.Trigger) int {
@@ -34,6 +35,8 @@ func insertEntry(c *sqlite.Conn, e *posthorn.Entry, node int64) error {
 	}
 	lane := freeLane(e.Trigger)
 	switch {
+	case e.Held:
+		lane, node = laneHeld, 0
 	case node != 0:
 		lane = laneLeased
 	case e.Ordering != 0:
@@ -77,6 +80,26 @@ func removeLeased(c *sqlite.Conn, node int64, e *posthorn.Entry) (bool, error) {
 	err := exec(c, `DELETE FROM posthorn_queue WHERE webhook = ? AND lane = ? AND due_at = ? AND event = ? AND run = ?
 		AND node = ? AND attempt = ?`, e.WebhookSeq, laneLeased, e.DueAt, e.Event.Seq, e.Run, node, e.Attempt)
 	return c.Changes() == 1, err
+}
+
+// removeHeld takes a held entry out of the queue, and reports whether it was there.
+func removeHeld(c *sqlite.Conn, e *posthorn.Entry) (bool, error) {
+	err := exec(c, "DELETE FROM posthorn_queue WHERE webhook = ? AND lane = ? AND due_at = ? AND event = ? AND run = ?",
+		e.WebhookSeq, laneHeld, e.DueAt, e.Event.Seq, e.Run)
+	return c.Changes() == 1, err
+}
+
+// Held implements [posthorn.Store].
+func (s *Store) Held(ctx context.Context, webhookSeq int64, limit, maxBytes int) ([]*posthorn.Entry, error) {
+	found := claimed{Claim: posthorn.Claim{MaxBytes: maxBytes}, events: map[int64]*posthorn.AcceptedEvent{}}
+	err := s.read(ctx, func(c *sqlite.Conn) error {
+		w, ok, err := findWebhook(c, webhookSeq)
+		if err != nil || !ok {
+			return err
+		}
+		return found.collect(c, webhookSeq, w.id, laneHeld, ">=", time.Time{}, limit)
+	})
+	return found.entries, err
 }
 
 // Enqueue implements [posthorn.Store].
@@ -276,6 +299,7 @@ func (f *claimed) collect(c *sqlite.Conn, webhook int64, webhookID string, lane 
 			Trigger:    posthorn.Trigger(st.ColumnText(4)),
 			Ordering:   st.ColumnInt64(5),
 			Queued:     true,
+			Held:       lane == laneHeld,
 		})
 		f.bytes += len(event.Payload)
 		f.full = f.bytes > f.MaxBytes

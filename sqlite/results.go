@@ -101,6 +101,10 @@ func (s *Store) recordResults(c *sqlite.Conn, node int64, results []result) erro
 func (s *Store) takeEntry(c *sqlite.Conn, node int64, r *result) (err error) {
 	e := r.Entry
 	r.retryAt = r.RetryAt
+	if e.Held {
+		r.held, err = removeHeld(c, e)
+		return err
+	}
 	if e.Queued {
 		if r.held, err = removeLeased(c, node, e); err != nil {
 			return err

@@ -59,6 +59,9 @@ func (h hostTx) accept(ctx context.Context, n posthorn.NewEvent) (a posthorn.Acc
 	defer insert.Close()
 	for _, t := range n.Targets {
 		lane := freeLane(n.Trigger)
+		if t.Held {
+			lane = laneHeld
+		}
 		if t.Ordering != 0 {
 			behind := 0
 			if err := h.tx.QueryRowContext(ctx, countBefore, t.WebhookSeq, t.Ordering, seq).Scan(&behind); err != nil {

@@ -35,7 +35,7 @@ func Run(t *testing.T, open func(t *testing.T) posthorn.Store) {
 		testLease, testReleaseNode, testReleaseExpired, testReleaseFanOut, testReleaseSettled, testReleaseSettledRetry,
 		testReleaseQueued, testReleaseLarge, testReleaseConcurrently, testReleaseBatches, testReleaseStray,
 
-		testOrder, testOrders, testOrderReleased, testOrderConcurrently,
+		testOrder, testOrders, testOrderReleased, testOrderConcurrently, testHeld, testHeldBytes,
 
 		testResultDone, testResultRetry, testResultRetryAgain, testResultWithoutDelivery, testResultDropped, testResultFenced,
 		testResultOfAnotherNode, testResultTwice, testResultDeletedWebhook, testResultsOfOneEvent, testResultDroppedLater,

@@ -16,7 +16,7 @@ import (
 func RunTx(t *testing.T, open func(t *testing.T) (posthorn.Store, func() (tx posthorn.Tx, commit, rollback func() error))) {
 	for _, test := range []func(*txSuite){
 		testTxCommit, testTxRollback, testTxSeveral, testTxDuplicate, testTxDuplicateInOne, testTxConflict, testTxBytes,
-		testTxDeletedWebhook, testTxCommitMeanwhile, testTxSameEventMeanwhile, testTxOrder, testTxCancelled,
+		testTxDeletedWebhook, testTxCommitMeanwhile, testTxSameEventMeanwhile, testTxOrder, testTxHeld, testTxCancelled,
 	} {
 		t.Run(name(test), func(t *testing.T) {
 			t.Parallel()

@@ -76,7 +76,7 @@ CREATE TABLE queue (
     webhook   bigint      NOT NULL,
     run       bigint      NOT NULL,
     due_at    timestamptz NOT NULL,
-    node      bigint, -- NULL while free, 0 behind another one of its ordering, -1 where that is still to be found out
+    node      bigint, -- NULL while free, 0 behind another one of its ordering, -1 where that is still to be found out, -2 held
     attempt   integer     NOT NULL,
     automatic boolean     NOT NULL GENERATED ALWAYS AS (trigger = 'automatic') STORED,
     trigger   text        NOT NULL,
@@ -95,6 +95,7 @@ CREATE INDEX queue_free ON queue (webhook, automatic, due_at, event, run) WHERE 
 CREATE INDEX queue_turn ON queue (webhook, ordering) WHERE ordering <> 0 AND (node IS NULL OR node > 0);
 CREATE INDEX queue_behind ON queue (webhook, ordering, event) WHERE ordering <> 0 AND node = 0;
 CREATE INDEX queue_unplaced ON queue (webhook) WHERE node = -1;
+CREATE INDEX queue_held ON queue (webhook, due_at, event, run) WHERE node = -2;
 
 -- The log: one partition for each day of the events, which their deliveries' ids begin with. So the id alone can be the key,
 -- which makes recording a delivery twice harmless, and a day goes at once. There is no default partition: rows in it would be

@@ -57,7 +57,7 @@ CREATE TABLE posthorn_promises (
 -- The key is the order in which a webhook's entries are claimed.
 CREATE TABLE posthorn_queue (
     webhook INTEGER NOT NULL,
-    lane    INTEGER NOT NULL, -- 0 free and asked for by hand, 1 free and automatic, 2 leased to the node, 3 free but behind another one
+    lane    INTEGER NOT NULL, -- 0 free and asked for by hand, 1 free and automatic, 2 leased to the node, 3 behind another one, 4 held
     due_at  INTEGER NOT NULL,
     event   INTEGER NOT NULL,
     run     INTEGER NOT NULL,
