@@ -2,9 +2,14 @@ package posthorn
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 	"unicode/utf8"
 
 	"github.com/musehub/posthorn/internal/sender"
@@ -259,4 +264,219 @@ func (d *Dispatcher) RequestHeader(delivery Delivery) http.Header {
 		}
 	}
 	return header
+}
+
+// What follows is for webhooks that are polled: their receivers make the requests.
+
+const (
+	// MaxPoll is how many events one poll returns at most.
+	MaxPoll = 200
+	// MaxPollWait is for how long a poll may wait for an event.
+	MaxPollWait = time.Minute
+)
+
+// PollQuery asks for the events of a webhook that is polled.
+type PollQuery struct {
+	Cursor string        // what was returned with the events that the receiver has done with; empty: with none
+	Limit  int           // from 1 to [MaxPoll]
+	Wait   time.Duration // for how long to wait where there is none, up to [MaxPollWait]
+}
+
+// Polled is the answer.
+type Polled struct {
+	Events []PolledEvent // the oldest first; empty: there was none in time
+	Cursor string        // acknowledges these events; empty where there are none
+}
+
+// PolledEvent is an event for a webhook that is polled.
+type PolledEvent struct {
+	AcceptedEvent
+	DeliveryID string // derived as for a request: the same each time that the event is returned
+	Trigger    Trigger
+}
+
+// Poll acknowledges the events that an earlier call has returned, and returns the next ones, at least once each: until they
+// are acknowledged, every call returns them anew. Those acknowledged are in the delivery log, as delivered. A webhook is for one receiver at a time; of several
+// that poll it, all get the same events.
+//
+// CodeConflict for a webhook that is not polled, or not active. CodeInvalid for a cursor that this webhook never gave. An error of ctx leaves open
+// whether the events were acknowledged.
+func (d *Dispatcher) Poll(ctx context.Context, repoID, webhookID string, q PollQuery) (Polled, error) {
+	w, err := d.Webhook(ctx, repoID, webhookID)
+	switch {
+	case err != nil:
+		return Polled{}, err
+	case !w.Polled:
+		return Polled{}, Errorf(CodeConflict, "the webhook is not polled: its events are sent to its URL")
+	case !w.Active:
+		return Polled{}, Errorf(CodeConflict, "the webhook is not active%s", w.whyInactive())
+	case q.Limit < 1 || q.Limit > MaxPoll:
+		return Polled{}, invalid("limit", "it is from 1 to %d", MaxPoll)
+	case q.Wait < 0 || q.Wait > MaxPollWait:
+		return Polled{}, invalid("wait", "it is from 0s to %v", MaxPollWait)
+	}
+	if q.Cursor != "" {
+		if err := d.acknowledge(ctx, &w, q.Cursor); err != nil {
+			return Polled{}, err
+		}
+	}
+	timeout := time.NewTimer(q.Wait)
+	defer timeout.Stop()
+	look := time.NewTicker(lookEvery) // for what other nodes and transactions of hosts have accepted
+	defer look.Stop()
+	for {
+		woken, forget := d.polls.wait(w.Seq)
+		entries, err := d.store.Held(ctx, w.Seq, q.Limit, MaxPageBytes)
+		if err != nil || len(entries) > 0 {
+			forget()
+			return polled(&w, entries), err
+		}
+		select {
+		case <-woken:
+		case <-look.C:
+		case <-timeout.C:
+			forget()
+			return Polled{}, nil
+		case <-ctx.Done():
+			forget()
+			return Polled{}, ctx.Err()
+		}
+		forget()
+		if d.state.Load() == stateStopped {
+			return Polled{}, nil
+		}
+	}
+}
+
+func polled(w *Webhook, entries []*Entry) (p Polled) {
+	if len(entries) == 0 {
+		return p
+	}
+	cursor := binary.AppendUvarint(nil, uint64(w.Seq))
+	for _, e := range entries {
+		p.Events = append(p.Events, PolledEvent{*e.Event, DeliveryID(e.Event, w.ID, e.Run, e.Attempt), e.Trigger})
+		cursor = binary.AppendUvarint(binary.AppendUvarint(cursor, uint64(e.Event.Seq)), uint64(e.Run))
+	}
+	p.Cursor = base64.RawURLEncoding.EncodeToString(cursor)
+	return p
+}
+
+// polledEntry is what a cursor names.
+type polledEntry struct{ event, run int64 }
+
+// parseCursor returns the entries that a cursor of a webhook stands for.
+func parseCursor(w *Webhook, cursor string) (map[polledEntry]bool, error) {
+	raw, err := base64.RawURLEncoding.DecodeString(cursor)
+	next := func() int64 {
+		v, n := binary.Uvarint(raw)
+		if n <= 0 {
+			err, raw = errors.New("cut short"), nil
+			return 0
+		}
+		raw = raw[n:]
+		return int64(v)
+	}
+	of, entries := int64(0), map[polledEntry]bool{}
+	if err == nil {
+		of = next()
+	}
+	for err == nil && len(raw) > 0 && len(entries) <= MaxPoll {
+		entries[polledEntry{next(), next()}] = true
+	}
+	if err != nil || of != w.Seq || len(entries) == 0 || len(entries) > MaxPoll {
+		return nil, invalid("cursor", "it is none that polling this webhook has returned")
+	}
+	return entries, nil
+}
+
+// acknowledge records the entries of a cursor as delivered, those that are held still.
+func (d *Dispatcher) acknowledge(ctx context.Context, w *Webhook, cursor string) error {
+	d.accepting.RLock()
+	defer d.accepting.RUnlock()
+	if err := d.running(); err != nil {
+		return err
+	}
+	named, err := parseCursor(w, cursor)
+	if err != nil {
+		return err
+	}
+	// They were the first ones. What has come before them since is little; what that hides is returned once more.
+	entries, err := d.store.Held(ctx, w.Seq, len(named)+MaxPoll, 2*MaxPageBytes)
+	if err != nil {
+		return err
+	}
+	var noted []chan struct{}
+	for _, e := range entries {
+		if !named[polledEntry{e.Event.Seq, e.Run}] {
+			continue
+		}
+		now := d.clock.now()
+		r := Result{Entry: e, noted: make(chan struct{}), Delivery: &Delivery{
+			ID: DeliveryID(e.Event, w.ID, e.Run, e.Attempt), WebhookID: w.ID, EventID: e.Event.ID, EventType: e.Event.Type, Payload: e.Event.Payload,
+			Trigger: e.Trigger, Run: e.Run, Attempt: e.Attempt, Success: true, ResponseStatus: http.StatusOK, ResponseBody: "acknowledged",
+			DeliveredAt: now, Exchange: Exchange{SentAt: now, Event: e.Event.Attributes},
+		}}
+		noted = append(noted, r.noted)
+		d.commits.record(r)
+	}
+	for _, n := range noted {
+		select {
+		case <-n:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// polls are those who wait for events of webhooks.
+type polls struct {
+	mu        sync.Mutex
+	byWebhook map[int64]map[chan struct{}]struct{}
+	stopped   bool
+}
+
+// wait returns a channel that tells of new events, and what ends that.
+func (p *polls) wait(webhook int64) (woken <-chan struct{}, forget func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c := make(chan struct{}, 1)
+	if p.stopped {
+		c <- struct{}{}
+	}
+	if p.byWebhook == nil {
+		p.byWebhook = map[int64]map[chan struct{}]struct{}{}
+	}
+	if p.byWebhook[webhook] == nil {
+		p.byWebhook[webhook] = map[chan struct{}]struct{}{}
+	}
+	p.byWebhook[webhook][c] = struct{}{}
+	return c, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if delete(p.byWebhook[webhook], c); len(p.byWebhook[webhook]) == 0 {
+			delete(p.byWebhook, webhook)
+		}
+	}
+}
+
+// wake tells who waits for events of a webhook.
+func (p *polls) wake(webhook int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.byWebhook[webhook] {
+		wake(c)
+	}
+}
+
+// stop tells all that there is nothing to wait for any more.
+func (p *polls) stop() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stopped = true
+	for _, waiting := range p.byWebhook {
+		for c := range waiting {
+			wake(c)
+		}
+	}
 }

@@ -326,6 +326,9 @@ func (d *Dispatcher) explainNone(event *AcceptedEvent, w *Webhook) (state EventS
 		return EventPaused, "the webhook is not active" + w.whyInactive() +
 			": if it was when the event was dispatched, the event waits until it is again, and otherwise the webhook does not get it", nil
 	}
+	if w.Polled {
+		return EventWaiting, "the receiver has yet to poll and acknowledge it, unless the webhook did not want the event when it was dispatched", nil
+	}
 	return EventWaiting, "the first attempt is yet to be made, unless the webhook did not want the event when it was dispatched", nil
 }
 
@@ -374,9 +377,9 @@ func (d *Dispatcher) Redeliver(ctx context.Context, repoID, webhookID, deliveryI
 	if d.state.Load() != stateStarted {
 		return nil, Errorf(CodeUnavailable, "the dispatcher is not running")
 	}
-	e := &Entry{WebhookSeq: w.Seq, WebhookID: w.ID, Event: &event, Trigger: TriggerRedelivery, Attempt: 1, DueAt: d.clock.now()}
-	webhook := []recipient{{Seq: w.Seq, ID: w.ID, RepoID: repoID}}
-	reserved := d.sched.reserve(e.Trigger, []Target{{WebhookSeq: w.Seq, Leased: true}}, len(event.Payload))
+	e := &Entry{WebhookSeq: w.Seq, WebhookID: w.ID, Event: &event, Trigger: TriggerRedelivery, Attempt: 1, DueAt: d.clock.now(), Held: w.Polled}
+	webhook := []recipient{{Seq: w.Seq, ID: w.ID, RepoID: repoID, polled: w.Polled}}
+	reserved := d.sched.reserve(e.Trigger, []Target{{WebhookSeq: w.Seq, Leased: !w.Polled, Held: w.Polled}}, len(event.Payload))
 	node := int64(0)
 	if reserved[0] {
 		node = d.node.Load()
@@ -404,6 +407,7 @@ func (d *Dispatcher) Redeliver(ctx context.Context, repoID, webhookID, deliveryI
 		return nil, notNow(err)
 	}
 	d.sched.enqueued(e, node)
+	d.polls.wake(w.Seq)
 	return &Redelivery{
 		OriginalID: deliveryID, DeliveryID: DeliveryID(&event, w.ID, e.Run, 1),
 		WebhookID: w.ID, EventID: event.ID, EventType: event.Type,

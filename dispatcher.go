@@ -61,6 +61,7 @@ type Dispatcher struct {
 	tokens   tokenCache
 	creating sync.Mutex // held while a webhook is counted and created
 	waits    waits
+	polls    polls
 	complain sync.Map // what failed to when that was logged last
 }
 
@@ -131,6 +132,7 @@ func New(store Store, cfg Config) (*Dispatcher, error) {
 	d.commits.sched = d.sched
 	d.commits.failed = d.leaseFailed
 	d.commits.committed = d.committed
+	d.commits.held = d.polls.wake
 	d.claims = &claimer{
 		store: store, sched: d.sched, now: clock.now, failed: d.storeFailed, leaseFailed: d.leaseFailed, horizon: MaxRetryDelay + leaseFor,
 		early: make(chan struct{}, 1), sweepNow: make(chan struct{}, 1),
@@ -186,6 +188,7 @@ func (d *Dispatcher) Stop(ctx context.Context) error {
 	}
 	d.sched.stop()
 	d.waits.cancel(0) // runs that are not over go on after the next start
+	d.polls.stop()
 	finished := make(chan struct{})
 	go func() {
 		d.accepting.Lock()   // waits for events on their way in; those after see the state
@@ -345,6 +348,9 @@ func (d *Dispatcher) committed(r Result) {
 	}
 	if r.RetryAt.IsZero() && r.Entry.Run != 0 {
 		d.waits.ended(r)
+	}
+	if r.noted != nil {
+		close(r.noted)
 	}
 	if r.Delivery != nil && r.target != nil {
 		d.observe(&r)

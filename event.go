@@ -312,7 +312,8 @@ func (d *Dispatcher) DispatchTx(ctx context.Context, tx Tx, e Event) (Receipt, e
 	event.Deliveries = len(webhooks)
 	accepting := NewEvent{Event: event, Trigger: TriggerAutomatic, Targets: make([]Target, len(webhooks))}
 	for i, w := range webhooks {
-		accepting.Targets[i] = Target{WebhookSeq: w.Seq, Ordering: w.order(TriggerAutomatic, event)}
+		accepting.Targets[i] = w.target(TriggerAutomatic, event)
+		accepting.Targets[i].Leased = false
 	}
 	accepted, err := tx.Accept(ctx, accepting)
 	if err == nil {
@@ -421,7 +422,7 @@ func (d *Dispatcher) Ping(ctx context.Context, repoID, webhookID string) (Receip
 	if err != nil {
 		return Receipt{}, err
 	}
-	return d.accept(ctx, event, TriggerPing, []recipient{{Seq: w.Seq, ID: w.ID, RepoID: w.RepoID}})
+	return d.accept(ctx, event, TriggerPing, []recipient{{Seq: w.Seq, ID: w.ID, RepoID: w.RepoID, polled: w.Polled}})
 }
 
 type pingPayload struct {

@@ -46,6 +46,8 @@ type groupCommit struct {
 	failed func(doing string, err error)
 	// committed is called for each result once it is committed, in the order of the log.
 	committed func(Result)
+	// held is called for each webhook that has a new held entry.
+	held func(webhookSeq int64)
 
 	signal  chan struct{} // something was added
 	mu      sync.Mutex
@@ -345,6 +347,11 @@ func (g *groupCommit) settle(s *submission, got []Acceptance, node int64) error 
 			g.sched.unreserve(a.webhooks, len(a.event.Payload), a.reserved)
 		} else {
 			g.sched.accepted(a, node)
+			for _, w := range a.webhooks {
+				if w.polled {
+					g.held(w.Seq)
+				}
+			}
 		}
 		a.receipt = Receipt{EventID: a.event.ID, Deliveries: got[i].Deliveries, Duplicate: got[i].Duplicate}
 	}

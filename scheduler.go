@@ -121,6 +121,9 @@ func (s *scheduler) reserve(trigger Trigger, targets []Target, payload int) []bo
 	defer s.mu.Unlock()
 	reserved := make([]bool, len(targets))
 	for i, t := range targets {
+		if t.Held {
+			continue
+		}
 		q := s.queue(t.WebhookSeq)
 		if !t.Leased || !s.fits(q, trigger, cost(payload)) {
 			q.spilling++
@@ -148,6 +151,9 @@ func (s *scheduler) unreserve(webhooks []recipient, payload int, reserved []bool
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, w := range webhooks {
+		if w.polled {
+			continue
+		}
 		q := s.queue(w.Seq)
 		if reserved[i] {
 			q.reserved--
@@ -164,6 +170,9 @@ func (s *scheduler) accepted(a *acceptance, node int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, w := range a.webhooks {
+		if w.polled {
+			continue
+		}
 		q := s.queue(w.Seq)
 		if !a.reserved[i] {
 			s.spilled(q)
@@ -186,6 +195,9 @@ func (s *scheduler) accepted(a *acceptance, node int64) {
 func (s *scheduler) enqueued(e *Entry, node int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if e.Held {
+		return
+	}
 	q := s.queue(e.WebhookSeq)
 	if node == 0 {
 		s.spilled(q)
@@ -480,6 +492,9 @@ func (s *scheduler) recorded(results []Result) {
 }
 
 func (s *scheduler) resultRecorded(r Result) {
+	if r.Entry.Held {
+		return
+	}
 	q := s.queues[r.Entry.WebhookSeq] // it is there as long as it has bytes
 	s.addBytes(q, -cost(len(r.Entry.Event.Payload)))
 	switch {

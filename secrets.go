@@ -200,6 +200,9 @@ func (d *Dispatcher) expireSecrets(w *Webhook, overlap time.Duration) {
 
 // addSecret puts a secret in front of those that the webhook has, which all sign.
 func (d *Dispatcher) addSecret(w *Webhook, secret string) error {
+	if w.Polled {
+		return invalid("secret", "the webhook is polled: there is nothing to sign")
+	}
 	if len(secret) > MaxSecretLength || !utf8.ValidString(secret) {
 		return invalid("secret", "it is longer than %d bytes, or not UTF-8", MaxSecretLength)
 	}

@@ -77,10 +77,14 @@ type recipient struct {
 	RepoID   string
 	ordering string
 	inactive bool // it keeps the event for later
+	polled   bool
 }
 
 // target is what the event's entry for the webhook is to be: leased, if there is room.
 func (r *recipient) target(trigger Trigger, event *AcceptedEvent) Target {
+	if r.polled {
+		return Target{WebhookSeq: r.Seq, Held: true}
+	}
 	t := Target{WebhookSeq: r.Seq, Ordering: r.order(trigger, event)}
 	t.Leased = t.Ordering == 0 && !(r.inactive && trigger == TriggerAutomatic)
 	return t
@@ -117,7 +121,7 @@ func (s *subscribers) wanting(eventType string) wanted {
 		if !t.Subscribes(eventType) {
 			continue
 		}
-		w.webhooks = append(w.webhooks, recipient{Seq: t.Seq, ID: t.ID, RepoID: t.RepoID, ordering: t.Ordering, inactive: !t.Active})
+		w.webhooks = append(w.webhooks, recipient{Seq: t.Seq, ID: t.ID, RepoID: t.RepoID, ordering: t.Ordering, inactive: !t.Active, polled: t.Polled})
 		f := t.filter
 		if eventType == EventPing {
 			f = nil

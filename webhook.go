@@ -3,6 +3,7 @@ package posthorn
 import (
 	"context"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -65,6 +66,10 @@ type Options struct {
 	// once it is active again, and until then stay in the store for as long as it takes.
 	KeepWhileInactive bool `json:"keepWhileInactive,omitempty"`
 
+	// Polled webhooks have no URL: the receiver asks for its events ([Dispatcher.Poll]), as one behind a firewall does. It is said when the webhook is
+	// made. All other options but Filter and KeepWhileInactive are for those with a URL.
+	Polled bool `json:"polled,omitempty"`
+
 	// Ordering is [OrderingStrict] or [OrderingKey]; empty: events are delivered as soon as possible, side by side. What is sent by hand
 	// keeps to no order.
 	Ordering string `json:"ordering,omitempty"`
@@ -107,7 +112,7 @@ const MaxURLLength = 2048
 // NewWebhook is what [Dispatcher.CreateWebhook] takes.
 type NewWebhook struct {
 	RepoID      string
-	URL         string
+	URL         string   // empty if the webhook is polled
 	Events      []string // event types of [Config.EventTypes], "ping", patterns such as "issue.*", or [AllEvents]
 	Secret      string   // signs the deliveries (see [Dispatcher.RotateSecret]); empty: they go out unsigned
 	Description string   // free text of at most [MaxDescriptionLength] characters
@@ -413,6 +418,12 @@ func (d *Dispatcher) Webhooks(ctx context.Context, q WebhookQuery) (Page[Webhook
 }
 
 func (d *Dispatcher) checkWebhook(w *Webhook) error {
+	if w.Polled {
+		if others := (Options{Polled: true, Filter: w.Filter, KeepWhileInactive: w.KeepWhileInactive}); w.URL != "" || len(w.Secrets) > 0 || !reflect.DeepEqual(w.Options, others) {
+			return invalid("polled", "a webhook that is polled has no URL, no secret, and no options for requests: give it events, a filter and keepWhileInactive only")
+		}
+		return d.checkEvents(w)
+	}
 	if w.URL == "" {
 		return invalid("url", "it is missing")
 	}
@@ -426,6 +437,11 @@ func (d *Dispatcher) checkWebhook(w *Webhook) error {
 	if w.TLS != (TLS{}) && u.Scheme != "https" {
 		return invalid("tls", "the URL is not https: change it, or remove the settings for TLS")
 	}
+	return d.checkEvents(w)
+}
+
+// checkEvents checks what a webhook has whether it is polled or not.
+func (d *Dispatcher) checkEvents(w *Webhook) error {
 	if len(w.Events) == 0 {
 		return invalid("events", "it is empty: name at least one event type, or %q for all", AllEvents)
 	}

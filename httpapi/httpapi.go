@@ -23,7 +23,7 @@
 //   - A secret never shows: not a webhook's, but for the answer to who has it generated, not the signatures of a delivery, and of the headers that a receiver sent,
 //     not those whose names speak of cookies, tokens, keys and the like.
 //
-// Timeouts are the [http.Server]'s part. The handler lifts them from a redelivery, which waits for the end of its run.
+// Timeouts are the [http.Server]'s part. The handler lifts them from a redelivery, which waits for the end of its run, and a poll.
 package httpapi
 
 import (
@@ -47,7 +47,7 @@ type Config struct {
 	// Authorizer is asked about every request under /api that has none of these tokens, for hosts with sessions or tokens of
 	// their own. Defaults to none.
 	Authorizer Authorizer
-	// MaxRequests is how many requests under /api may be under way at once, and as many redeliveries beside them, which may
+	// MaxRequests is how many requests under /api may be under way at once, and as many redeliveries and polls beside them, which may
 	// wait for minutes; more are answered 503. Defaults to 1024.
 	MaxRequests int
 	// MaxMemory is how many bytes the bodies that are being received may have together, without those of up to 64 KiB: 503 with
@@ -95,6 +95,7 @@ func New(d *posthorn.Dispatcher, cfg Config) (http.Handler, error) {
 	s.registerSecrets()
 	s.registerDeliveries()
 	s.registerEvents()
+	s.registerPoll()
 	s.registerAccess()
 	if err := s.serveDocument(); err != nil {
 		return nil, err
@@ -110,7 +111,7 @@ type server struct {
 	admin      adminToken
 	authorizer Authorizer // may be nil
 	slots      slots
-	waiting    slots  // for redeliveries, which may wait for minutes, so that the others always get through
+	waiting    slots  // for redeliveries and polls, which may wait for long, so that the others always get through
 	shares     shares // of both
 	memory     memory
 	rates      eventRates
@@ -141,7 +142,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	if strings.HasPrefix(r.URL.Path, base+"/") {
 		slots := s.slots
-		if strings.HasSuffix(r.URL.Path, "/redeliver") {
+		if strings.HasSuffix(r.URL.Path, "/redeliver") || strings.HasSuffix(r.URL.Path, "/poll") {
 			slots = s.waiting
 		}
 		if p := slots.take(); p != nil {

@@ -43,6 +43,7 @@ var routes = map[string]posthorn.Scope{
 	"POST /api/v1/repos/{repoId}/filter-test":                                            posthorn.ScopeEventsRead,
 	"POST /api/v1/repos/{repoId}/webhooks":                                               posthorn.ScopeWebhooksWrite,
 	"POST /api/v1/repos/{repoId}/webhooks/{webhookId}/deliveries/{deliveryId}/redeliver": posthorn.ScopeDeliveriesWrite,
+	"GET /api/v1/repos/{repoId}/webhooks/{webhookId}/poll":                               posthorn.ScopeDeliveriesWrite,
 	"POST /api/v1/repos/{repoId}/webhooks/{webhookId}/ping":                              posthorn.ScopeWebhooksWrite,
 	"POST /api/v1/repos/{repoId}/webhooks/{webhookId}/secrets":                           posthorn.ScopeWebhooksWrite,
 	"POST /api/v1/tokens":                                                                posthorn.ScopeAdmin,

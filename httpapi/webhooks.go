@@ -22,6 +22,7 @@ type webhookJSON struct {
 	CreatedAt   string   `json:"createdAt" format:"date-time"`
 	UpdatedAt   string   `json:"updatedAt" format:"date-time"`
 	// DisabledReason is there if nobody has made it inactive but the server itself.
+	Polled         bool     `json:"polled,omitempty" doc:"It has no URL: the receiver asks for its events"`
 	DisabledReason string   `json:"disabledReason,omitempty" doc:"Why the server has made it inactive"`
 	FailingSince   *string  `json:"failingSince,omitempty" format:"date-time" doc:"Since when all attempts fail; only there if they do"`
 	TLS            *tlsJSON `json:"tls,omitempty" doc:"What its connections have of their own"`
@@ -111,7 +112,7 @@ func showWebhook(w *posthorn.Webhook) webhookJSON {
 	shown := webhookJSON{
 		WebhookID: w.ID, RepoID: w.RepoID, URL: w.URL, Events: w.Events, Active: w.Active, Description: w.Description,
 		HasSecret: len(w.Secrets) > 0, CreatedAt: timestamp(w.CreatedAt), UpdatedAt: timestamp(w.UpdatedAt),
-		DisabledReason: w.DisabledReason, FailingSince: optional(w.FailingSince), optionsJSON: showOptions(&w.Options),
+		Polled: w.Polled, DisabledReason: w.DisabledReason, FailingSince: optional(w.FailingSince), optionsJSON: showOptions(&w.Options),
 	}
 	if t := w.TLS; t != (posthorn.TLS{}) {
 		shown.TLS = &tlsJSON{t.MinVersion, t.RootCAs, t.Certificate}
@@ -153,7 +154,8 @@ type webhookListJSON struct {
 // document that.
 type newWebhookJSON struct {
 	_      struct{} `additionalProperties:"false"`
-	URL    string   `json:"url" minLength:"1" maxLength:"2048" doc:"Where to send the events: http or https" example:"https://example.com/hook"`
+	URL    string   `json:"url,omitempty" minLength:"1" maxLength:"2048" doc:"Where to send the events: http or https. Only a webhook that is polled has none" example:"https://example.com/hook"`
+	Polled bool     `json:"polled,omitempty" doc:"The receiver asks for its events, as one behind a firewall does. It has events, a filter and keepWhileInactive, and nothing else"`
 	Events []string `json:"events" nullable:"false" minItems:"1" doc:"Types of events, patterns such as issue.*, or * for all"`
 	Secret string   `json:"secret,omitempty" doc:"Signs the deliveries; without one they go out unsigned. whsec_… is base64-decoded to the key"`
 	// GenerateSecret stands in the place of Secret.
@@ -283,6 +285,7 @@ func (s *server) createWebhook(ctx context.Context, in *createWebhookInput) (*ou
 		RepoID: in.RepoID, URL: in.body.URL, Events: in.body.Events, Secret: secret, Description: in.body.Description,
 		Options: in.body.options(),
 	}
+	n.Polled = in.body.Polled
 	if in.body.TLS != nil {
 		n.TLS = *in.body.TLS.settings()
 	}

@@ -30,6 +30,7 @@ func TestDocumentedCommands(t *testing.T) {
 	}
 	webhook := field(s.call("POST", "/api/v1/repos/r1/webhooks", fmt.Sprintf(`{"url":%q,"events":["push"],"secret":"s"}`, receiver.URL), http.StatusCreated), "webhookId")
 	event := field(s.call("POST", "/api/v1/repos/r1/events", `{"eventType":"push","payload":{"branch":"main","commitCount":2}}`, http.StatusAccepted), "eventId")
+	polled := field(s.call("POST", "/api/v1/repos/r1/webhooks", `{"polled":true,"events":["*"]}`, http.StatusCreated), "webhookId")
 	log := "/api/v1/repos/r1/webhooks/" + webhook + "/deliveries"
 	var page deliveryPage
 	for len(page.Deliveries) == 0 {
@@ -37,7 +38,7 @@ func TestDocumentedCommands(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	stand := strings.NewReplacer("WEBHOOK", webhook, "EVENT", event, "DELIVERY", page.Deliveries[0].DeliveryID)
+	stand := strings.NewReplacer("POLLED", polled, "WEBHOOK", webhook, "EVENT", event, "DELIVERY", page.Deliveries[0].DeliveryID)
 	for _, document := range documents {
 		ran := 0
 		for _, command := range shellCommands(t, document) {

@@ -39,6 +39,7 @@ type cli struct {
 	CheckURL   checkURLCmd   `cmd:"" name:"check-url" group:"client" help:"Say whether the server would send to a URL, and which rule decides."`
 	Tokens     tokensCmd     `cmd:"" group:"client" help:"Create, list and revoke tokens for the REST API."`
 	Audit      auditCmd      `cmd:"" group:"client" help:"List who changed what, and when."`
+	Poll       pollCmd       `cmd:"" group:"client" help:"Ask for the events of a webhook that is polled."`
 	Why        whyCmd        `cmd:"" group:"client" help:"Explain why webhooks got an event or didn't."`
 	FilterTest filterTestCmd `cmd:"" name:"filter-test" group:"client" help:"Say which past events the filter of a webhook would let through."`
 	EventTypes eventTypesCmd `cmd:"" group:"client" help:"List the types of events that the server takes."`

@@ -42,7 +42,7 @@ type webhook struct {
 	FailingSince                       time.Time
 	RetryPolicy, FinalStatuses, Filter string
 	Ordering                           string
-	KeepWhileInactive                  bool
+	KeepWhileInactive, Polled          bool
 	Headers                            map[string]string
 	GitHubSignature, IdempotencyKey    bool
 	Timeout, MaxInFlight, MaxPerSecond int
@@ -53,6 +53,7 @@ func (w webhook) show() error {
 		field{"webhook", w.WebhookID},
 		field{"repo", w.RepoID},
 		field{"url", w.URL},
+		field{"polled", ifTrue(w.Polled, "yes")},
 		field{"events", strings.Join(w.Events, ",")},
 		field{"active", yesNo(w.Active)},
 		field{"signed", yesNo(w.HasSecret)},
@@ -117,7 +118,8 @@ type webhookArg struct {
 type createWebhookCmd struct {
 	connection
 	repoFlag
-	URL            string   `name:"url" env:"-" required:"" placeholder:"URL" help:"Where the events are POSTed to."`
+	URL            string   `name:"url" env:"-" xor:"url" required:"" placeholder:"URL" help:"Where the events are POSTed to."`
+	Polled         bool     `env:"-" xor:"url" required:"" help:"The receiver asks for its events by posthorn poll, or the API, as one behind a firewall does."`
 	Event          []string `short:"e" env:"-" required:"" placeholder:"TYPE" help:"Event type to subscribe to, a pattern such as 'issue.*', or '*' for all. Can be repeated."`
 	Secret         string   `xor:"secret" placeholder:"SECRET" help:"Secret that signs the deliveries. Without one they are not signed."`
 	GenerateSecret bool     `xor:"secret" env:"-" help:"Make a good secret and print it, this once."`
@@ -139,7 +141,12 @@ it shows posthorn verify.`
 
 // Run creates the webhook.
 func (c *createWebhookCmd) Run() error {
-	body := map[string]any{"url": c.URL, "events": c.Event, "description": c.Description}
+	body := map[string]any{"events": c.Event, "description": c.Description}
+	if c.Polled {
+		body["polled"] = true
+	} else {
+		body["url"] = c.URL
+	}
 	if err := c.webhookOptions.add(body); err != nil {
 		return err
 	}
@@ -174,7 +181,7 @@ func (c *listWebhooksCmd) Run() error {
 	return list(c.connection, c.paging, c.path("webhooks"), url.Values{}, func(p webhookPage) error {
 		var rows [][]string
 		for _, w := range p.Webhooks {
-			rows = append(rows, []string{w.WebhookID, yesNo(w.Active), yesNo(w.HasSecret), strings.Join(w.Events, ","), w.URL, w.Description})
+			rows = append(rows, []string{w.WebhookID, yesNo(w.Active), yesNo(w.HasSecret), strings.Join(w.Events, ","), cmp.Or(w.URL, "(polled)"), w.Description})
 		}
 		return table(os.Stdout, []string{"WEBHOOK", "ACTIVE", "SIGNED", "EVENTS", "URL", "DESCRIPTION"}, rows)
 	})
