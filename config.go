@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -11,6 +13,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/musehub/posthorn/internal/schema"
 	"github.com/musehub/posthorn/internal/sender"
 )
 
@@ -57,6 +60,11 @@ type Config struct {
 	MinTLSVersion uint16
 	// ClientCertificate is shown to receivers that ask for one. Defaults to none.
 	ClientCertificate *tls.Certificate
+
+	// Catalogue describes types of events: some of EventTypes or, if that is nil, all there are. Defaults to none.
+	Catalogue []EventType
+	// EnforceSchemas refuses payloads that are not as the Schema of their type says. A type without one takes any.
+	EnforceSchemas bool
 
 	// EgressProxy is the URL of a proxy that all deliveries go through: http://, https:// or socks5://, with user and password if
 	// it wants them. Names are looked up and addresses judged by this program all the same, and the proxy is told the address.
@@ -116,6 +124,14 @@ type Config struct {
 	OnDelivery func(Delivery)
 }
 
+// EventType describes a type of events to those who subscribe to it.
+type EventType struct {
+	Name        string            `json:"name"`
+	Description string            `json:"description,omitempty"`
+	Schema      json.RawMessage   `json:"schema,omitempty"`   // what payloads look like, in JSON Schema: at most 64 KiB, with references to within itself only
+	Examples    []json.RawMessage `json:"examples,omitempty"` // of payloads, which are as Schema says
+}
+
 // MaxPayloadLimit is the most that [Config.MaxPayload] can be.
 const MaxPayloadLimit = 25 << 20
 
@@ -139,6 +155,11 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.Brand, "MuseHub")
 	setDefault(&c.UserAgent, "MuseHub-Webhook/1.0")
 	setDefault(&c.Logger, slog.Default())
+	if c.EventTypes == nil && len(c.Catalogue) > 0 {
+		for _, t := range c.Catalogue {
+			c.EventTypes = append(c.EventTypes, t.Name)
+		}
+	}
 	if c.EventTypes == nil {
 		c.EventTypes = DefaultEventTypes()
 	}
@@ -179,6 +200,43 @@ func (c Config) withDefaults() (Config, error) {
 		return c, Errorf(CodeInvalid, "Config.UserAgent has a character that no header may have")
 	}
 	return c, nil
+}
+
+// schemas compiles the schemas of the catalogue, and holds its examples to them.
+func (c Config) schemas() (map[string]*schema.Schema, error) {
+	schemas := map[string]*schema.Schema{}
+	seen := map[string]bool{}
+	for _, t := range c.Catalogue {
+		wrong := func(err error) error {
+			return Errorf(CodeInvalid, "Config.Catalogue: event type %.128q: %w", t.Name, err)
+		}
+		if !slices.Contains(c.EventTypes, t.Name) {
+			return nil, wrong(errors.New("it is none of Config.EventTypes"))
+		}
+		if seen[t.Name] {
+			return nil, wrong(errors.New("it stands there twice"))
+		}
+		seen[t.Name] = true
+		if t.Schema != nil {
+			compiled, err := schema.Compile(t.Schema)
+			if err != nil {
+				return nil, wrong(err)
+			}
+			schemas[t.Name] = compiled
+		}
+		for i, example := range t.Examples {
+			err := error(nil)
+			if !json.Valid(example) {
+				err = errors.New("it is not valid JSON")
+			} else if s := schemas[t.Name]; s != nil {
+				err = s.Check(example)
+			}
+			if err != nil {
+				return nil, wrong(fmt.Errorf("examples[%d]: %w", i, err))
+			}
+		}
+	}
+	return schemas, nil
 }
 
 // sender returns what the sender is to be made with.

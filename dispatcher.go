@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/musehub/posthorn/internal/schema"
 	"github.com/musehub/posthorn/internal/secretbox"
 	"github.com/musehub/posthorn/internal/sender"
 )
@@ -30,6 +31,7 @@ const (
 // Webhooks, deliveries and events can be read and changed from New on; events are accepted between Start and Stop.
 type Dispatcher struct {
 	cfg       Config
+	schemas   map[string]*schema.Schema // by the type of the event
 	store     Store
 	log       *slog.Logger
 	headers   headerNames
@@ -102,6 +104,10 @@ func New(store Store, cfg Config) (*Dispatcher, error) {
 	if err != nil {
 		return nil, err
 	}
+	schemas, err := cfg.schemas()
+	if err != nil {
+		return nil, err
+	}
 	box, err := openBox(store, cfg.SecretKeys)
 	if err != nil {
 		return nil, err
@@ -111,7 +117,7 @@ func New(store Store, cfg Config) (*Dispatcher, error) {
 		return nil, err
 	}
 	d := &Dispatcher{
-		cfg: cfg, store: store, log: cfg.Logger, box: box, headers: brandedHeaders(cfg.Brand), clock: clock,
+		cfg: cfg, schemas: schemas, store: store, log: cfg.Logger, box: box, headers: brandedHeaders(cfg.Brand), clock: clock,
 		sender:        sender.New(sending),
 		subscriptions: newSubscriptions(store, box, clock.now, &cfg),
 		lost:          make(chan struct{}, 1),

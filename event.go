@@ -491,6 +491,11 @@ func (d *Dispatcher) newEvent(e Event) (*AcceptedEvent, error) {
 	if event.Payload, err = marshalPayload(e.Payload, d.cfg.MaxPayload); err != nil {
 		return nil, err
 	}
+	if s := d.schemas[e.Type]; s != nil && d.cfg.EnforceSchemas {
+		if err := s.Check(event.Payload); err != nil {
+			return nil, invalid("payload", "it is not as the schema of %s says: %v", e.Type, err)
+		}
+	}
 	return event, nil
 }
 

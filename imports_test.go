@@ -38,7 +38,7 @@ type listedPackage struct {
 // TestImports holds the import rules over all dependencies of each package, on
 // what `go list -deps` says; depguard holds them over the direct imports.
 func TestImports(t *testing.T) {
-	root := []string{".", "signature", "internal/sender", "internal/secretbox", "internal/rawjson", "internal/limit", "internal/filter"}
+	root := []string{".", "signature", "internal/sender", "internal/secretbox", "internal/rawjson", "internal/limit", "internal/filter", "internal/schema"}
 	optional := []string{pgx, modernc, zombiezen, goose, huma, kong, prometheus, otelSDK}
 	tests := []struct {
 		pkg      string
@@ -55,6 +55,7 @@ func TestImports(t *testing.T) {
 		{pkg: "internal/rawjson", stdOnly: true},
 		{pkg: "internal/limit", stdOnly: true},
 		{pkg: "internal/filter"},
+		{pkg: "internal/schema"},
 		{pkg: "internal/storetest", ours: root},
 		{pkg: "internal/bench", ours: root},
 		{pkg: "internal/certtest", stdOnly: true},

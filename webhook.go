@@ -537,6 +537,20 @@ func (d *Dispatcher) checkRepo(ctx context.Context, repoID string) error {
 // EventTypes returns the event types that can be dispatched, [EventPing] last.
 func (d *Dispatcher) EventTypes() []string { return append(slices.Clone(d.cfg.EventTypes), EventPing) }
 
+// Catalogue returns the event types that events can be dispatched with, with what [Config.Catalogue] says of each. Nobody may modify what it refers to.
+func (d *Dispatcher) Catalogue() []EventType {
+	types := make([]EventType, len(d.cfg.EventTypes))
+	for i, name := range d.cfg.EventTypes {
+		types[i].Name = name
+		for _, t := range d.cfg.Catalogue {
+			if t.Name == name {
+				types[i] = t
+			}
+		}
+	}
+	return types
+}
+
 func (d *Dispatcher) knows(eventType string) bool {
 	return eventType == EventPing || slices.Contains(d.cfg.EventTypes, eventType)
 }

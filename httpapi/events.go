@@ -81,7 +81,16 @@ type batchReceiptsJSON struct {
 
 // eventTypesJSON lists the valid types of events.
 type eventTypesJSON struct {
-	EventTypes []string `json:"eventTypes" nullable:"false"`
+	EventTypes []string        `json:"eventTypes" nullable:"false"`
+	Catalogue  []eventTypeJSON `json:"catalogue" nullable:"false" doc:"What is known of each, but for ping"`
+}
+
+// eventTypeJSON describes a type of events.
+type eventTypeJSON struct {
+	Name        string            `json:"name"`
+	Description string            `json:"description,omitempty"`
+	Schema      json.RawMessage   `json:"schema,omitempty" doc:"What payloads look like, in JSON Schema"`
+	Examples    []json.RawMessage `json:"examples,omitempty" doc:"Payloads"`
 }
 
 // filterTestJSON is the body that asks what a filter makes of past events.
@@ -285,5 +294,9 @@ func (s *server) getEvent(ctx context.Context, in *eventInput) (*output[eventJSO
 }
 
 func (s *server) listEventTypes(context.Context, *struct{}) (*output[eventTypesJSON], error) {
-	return &output[eventTypesJSON]{eventTypesJSON{s.dispatcher.EventTypes()}}, nil
+	list := eventTypesJSON{EventTypes: s.dispatcher.EventTypes()}
+	for _, t := range s.dispatcher.Catalogue() {
+		list.Catalogue = append(list.Catalogue, eventTypeJSON(t))
+	}
+	return &output[eventTypesJSON]{list}, nil
 }

@@ -207,7 +207,10 @@ func TestEventTypes(t *testing.T) {
 	api := newTestAPI(t, posthorn.Config{EventTypes: []string{"build", "deploy"}})
 	a := api.do("GET", "/api/v1/event-types", "")
 	api.matches("listEventTypes", a)
-	if diff := cmp.Diff(map[string]any{"eventTypes": []any{"build", "deploy", "ping"}}, a.ok(http.StatusOK)); diff != "" {
+	if diff := cmp.Diff(map[string]any{
+		"eventTypes": []any{"build", "deploy", "ping"},
+		"catalogue":  []any{map[string]any{"name": "build"}, map[string]any{"name": "deploy"}},
+	}, a.ok(http.StatusOK)); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
 }

@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/musehub/posthorn"
 )
 
 type dispatchCmd struct {
@@ -220,8 +222,17 @@ type eventTypesCmd struct {
 func (c *eventTypesCmd) Run() error {
 	return perform(c.connection, request{method: http.MethodGet, path: "/event-types"}, func(answer struct {
 		EventTypes []string `json:"eventTypes"`
+		Catalogue  []posthorn.EventType
 	}) error {
-		_, err := fmt.Println(strings.Join(answer.EventTypes, "\n"))
-		return err
+		described := func(t posthorn.EventType) bool { return t.Description != "" || t.Schema != nil }
+		if !slices.ContainsFunc(answer.Catalogue, described) {
+			_, err := fmt.Println(strings.Join(answer.EventTypes, "\n"))
+			return err
+		}
+		var rows [][]string
+		for _, t := range answer.Catalogue {
+			rows = append(rows, []string{t.Name, yesNo(t.Schema != nil), strconv.Itoa(len(t.Examples)), t.Description})
+		}
+		return table(os.Stdout, []string{"TYPE", "SCHEMA", "EXAMPLES", "DESCRIPTION"}, rows)
 	})
 }

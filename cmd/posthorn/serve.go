@@ -28,9 +28,10 @@ type serveCmd struct {
 
 	database
 
-	AllowTarget   []string      `group:"deliveries" placeholder:"CIDR[:PORT]" help:"Network or address that deliveries may go to although it isn't public, such as 10.0.0.0/8 or 127.0.0.1:9000. Can be repeated."`
-	NAT64         []string      `group:"deliveries" name:"nat64" placeholder:"PREFIX" help:"Prefix under which the network translates IPv6 to IPv4, such as 64:ff9b::/96. An address under it is judged by the IPv4 address in it. Can be repeated."`
-	EventTypes    []string      `group:"deliveries" placeholder:"TYPE,…" help:"Event types that may be dispatched and subscribed to (default ${event_types})."`
+	AllowTarget []string `group:"deliveries" placeholder:"CIDR[:PORT]" help:"Network or address that deliveries may go to although it isn't public, such as 10.0.0.0/8 or 127.0.0.1:9000. Can be repeated."`
+	NAT64       []string `group:"deliveries" name:"nat64" placeholder:"PREFIX" help:"Prefix under which the network translates IPv6 to IPv4, such as 64:ff9b::/96. An address under it is judged by the IPv4 address in it. Can be repeated."`
+	EventTypes  []string `group:"deliveries" placeholder:"TYPE,…" help:"Event types that may be dispatched and subscribed to (default ${event_types})."`
+	catalogueFlags
 	RetryPolicy   string        `group:"deliveries" default:"musehub" placeholder:"POLICY" help:"When a failing delivery is attempted again: musehub (3 attempts within seconds), standard (10 over three days), none, or delays such as 5s,1m,2h±20%% (default ${default}). Webhooks can have their own."`
 	FinalStatuses string        `group:"deliveries" placeholder:"STATUS,…" help:"Statuses after which nothing is tried again, such as 400-407,422 (default none). Webhooks can have their own."`
 	Timeout       time.Duration `group:"deliveries" default:"10s" placeholder:"DURATION" help:"How long one attempt may take, from the DNS look-up to the last byte of the response (default ${default})."`
@@ -147,9 +148,15 @@ func (c *serveCmd) Run() error {
 	if err != nil {
 		return err
 	}
+	catalogue, err := c.catalogueFlags.read()
+	if err != nil {
+		return err
+	}
 	cfg := posthorn.Config{
 		SecretKeys:            secretKeys(),
 		EventTypes:            c.EventTypes,
+		Catalogue:             catalogue,
+		EnforceSchemas:        c.EnforceSchemas,
 		RetryPolicy:           &policy,
 		FinalStatuses:         posthorn.Statuses(c.FinalStatuses),
 		Timeout:               c.Timeout,
