@@ -42,7 +42,7 @@ func TestTrace(t *testing.T) {
 			if parent != test.wantParent || event["orderingKey"] != "k" || event["eventId"] != posted["eventId"] {
 				t.Errorf("the event is %v", event)
 			}
-			if shown := api.dispatcher.RequestHeader(d)["traceparent"]; strings.Join(shown, "") != test.wantParent {
+			if shown := api.dispatcher.RequestHeader(d)[strings.ToLower("Traceparent")]; strings.Join(shown, "") != test.wantParent {
 				t.Errorf("the delivery shows %v", shown)
 			}
 		})

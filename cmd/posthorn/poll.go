@@ -80,7 +80,7 @@ func (c *pollCmd) follow() error {
 		answer, err := api.call(ctx, c.request(cursor, followWait))
 		if err != nil {
 			if ctx.Err() != nil {
-				return nil //nolint:nilerr // it was told to stop
+				return nil
 			}
 			return err
 		}
