@@ -401,7 +401,7 @@ func (d *Dispatcher) acknowledge(ctx context.Context, w *Webhook, cursor string)
 		return err
 	}
 	// They were the first ones. What has come before them since is little; what that hides is returned once more.
-	entries, err := d.store.Held(ctx, w.Seq, len(named)+MaxPoll, 2*MaxPageBytes)
+	entries, err := d.store.Held(ctx, w.Seq, len(named)+MaxPoll, -1)
 	if err != nil {
 		return err
 	}
@@ -412,7 +412,7 @@ func (d *Dispatcher) acknowledge(ctx context.Context, w *Webhook, cursor string)
 		}
 		now := d.clock.now()
 		r := Result{Entry: e, noted: make(chan struct{}), Delivery: &Delivery{
-			ID: DeliveryID(e.Event, w.ID, e.Run, e.Attempt), WebhookID: w.ID, EventID: e.Event.ID, EventType: e.Event.Type, Payload: e.Event.Payload,
+			ID: DeliveryID(e.Event, w.ID, e.Run, e.Attempt), WebhookID: w.ID, EventID: e.Event.ID, EventType: e.Event.Type,
 			Trigger: e.Trigger, Run: e.Run, Attempt: e.Attempt, Success: true, ResponseStatus: http.StatusOK, ResponseBody: "acknowledged",
 			DeliveredAt: now, Exchange: Exchange{SentAt: now, Event: e.Event.Attributes},
 		}}

@@ -33,7 +33,7 @@ type Delivery struct {
 	WebhookID string
 	EventID   string
 	EventType string
-	Payload   json.RawMessage // the exact body; nil once the event has been pruned
+	Payload   json.RawMessage // the exact body; nil once the event has been pruned, and in OnDelivery if it was polled
 
 	Trigger Trigger
 	Run     int64 // zero: the event's own run; each redelivery is another

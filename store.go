@@ -68,7 +68,7 @@ type Store interface {
 	Claim(ctx context.Context, c Claim) ([]*Entry, error)
 
 	// Held returns the first entries of a webhook that are held, in the order of their times: up to a number of them, and of bytes of payload, of which the
-	// entry that exceeds it is the last.
+	// entry that exceeds it is the last. With a negative number of bytes the events come without their payloads.
 	Held(ctx context.Context, webhookSeq int64, limit, maxBytes int) ([]*Entry, error)
 
 	// Lease makes or renews a node's lease until the given time. Node 0 stands for a new node; the number that it

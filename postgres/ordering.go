@@ -10,8 +10,8 @@ import (
 
 // Of the entries of one ordering ([posthorn.Target]) one can be claimed, and the others stand behind it: in the columns of the queue
 // as if node 0 had them. Whoever adds or settles some of them lets the next one go on, in the same transaction. Two that do so at a
-// time could each take the other's entry for the one whose turn it is, or for one that is still there; therefore a lock for
-// each webhook lets them do it one after the other.
+// time could each take the other's entry for the one whose turn it is, or for one that is still there; therefore a lock lets them
+// do it one after the other.
 //
 // A host's transaction must not hold that lock, because it may stay open for long. It leaves its entries unplaced, and Due finds
 // a place for them.
@@ -25,6 +25,10 @@ func (o *orderings) add(webhook, number int64) {
 	}
 }
 
+// orderingLocks is how many locks there are for all webhooks together. A transaction may have to do with many webhooks, and the server has
+// room for some thousand locks in all.
+const orderingLocks = 64
+
 // lock waits for others with the same webhooks. It comes before the statements that have to see what those have done.
 func (o *orderings) lock(q *batch) {
 	lockOrderings(q, o.webhooks)
@@ -34,10 +38,12 @@ func lockOrderings(q *batch, webhooks []int64) {
 	if len(webhooks) == 0 {
 		return
 	}
-	webhooks = slices.Clone(webhooks)
-	slices.Sort(webhooks) // so that of two one waits for the other, and not both
-	q.queue(`SELECT pg_advisory_xact_lock('posthorn.queue'::regclass::oid::integer, (w % 2147483648)::integer)
-		FROM unnest($1::bigint[]) WITH ORDINALITY AS g (w, n) ORDER BY n`, slices.Compact(webhooks))
+	locks := make([]int32, len(webhooks))
+	for i, webhook := range webhooks {
+		locks[i] = int32(webhook % orderingLocks)
+	}
+	slices.Sort(locks) // so that of two one waits for the other, and not both
+	q.queue("SELECT pg_advisory_xact_lock('posthorn.queue'::regclass::oid::integer, g) FROM unnest($1::integer[]) AS g", slices.Compact(locks))
 }
 
 // advanceOrderings lets the first entry of each ordering be claimed, unless one of it can be, or is leased.

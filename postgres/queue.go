@@ -51,9 +51,9 @@ const selectHeld = `WITH found AS MATERIALIZED (
 		FROM found f WINDOW earlier AS (ORDER BY f.due_at, f.event, f.run ROWS UNBOUNDED PRECEDING)
 	)
 	SELECT s.webhook, s.webhook_id, s.run, s.attempt, s.due_at, s.trigger, s.ordering,
-		e.seq, e.id, e.repo_id, e.type, e.created_at, e.deliveries, e.attributes, e.payload
+		e.seq, e.id, e.repo_id, e.type, e.created_at, e.deliveries, e.attributes, CASE WHEN $3 >= 0 THEN e.payload END
 	FROM sized s CROSS JOIN LATERAL (SELECT * FROM posthorn.events e WHERE e.seq = s.event OFFSET 0) e
-	WHERE s.bytes_before <= $3 ORDER BY s.due_at, s.event, s.run`
+	WHERE $3 < 0 OR s.bytes_before <= $3 ORDER BY s.due_at, s.event, s.run`
 
 // Held implements [posthorn.Store].
 func (s *Store) Held(ctx context.Context, webhookSeq int64, limit, maxBytes int) (entries []*posthorn.Entry, err error) {

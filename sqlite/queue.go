@@ -284,7 +284,12 @@ func (f *claimed) collect(c *sqlite.Conn, webhook int64, webhookID string, lane 
 		event := f.events[seq]
 		if event == nil {
 			var err error
-			if event, err = eventBySeq(c, seq); err != nil {
+			if f.MaxBytes < 0 {
+				event, err = eventHead(c, seq)
+			} else {
+				event, err = eventBySeq(c, seq)
+			}
+			if err != nil {
 				return err
 			}
 			f.events[seq] = event
@@ -302,7 +307,7 @@ func (f *claimed) collect(c *sqlite.Conn, webhook int64, webhookID string, lane 
 			Held:       lane == laneHeld,
 		})
 		f.bytes += len(event.Payload)
-		f.full = f.bytes > f.MaxBytes
+		f.full = f.MaxBytes >= 0 && f.bytes > f.MaxBytes
 		return nil
 	}, "SELECT due_at, event, run, attempt, trigger, ordering FROM posthorn_queue WHERE webhook = ?+0 AND lane = ?+0 AND due_at "+condition+
 		" ?+0 ORDER BY due_at, event, run LIMIT ?+0", webhook, lane, than, limit)

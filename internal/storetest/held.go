@@ -76,6 +76,11 @@ func testHeldBytes(s *suite) {
 	s.wantEntries(s.held(w, 10, 99), entries[0])
 	s.wantEntries(s.held(w, 10, 100), entries[:2]...)
 	s.wantEntries(s.held(w, 10, 300), entries...)
+	for i, e := range s.held(w, 10, -1) {
+		if len(e.Event.Payload) != 0 || e.Event.ID != entries[i].Event.ID {
+			s.Errorf("without payloads: %+v", e.Event)
+		}
+	}
 }
 
 // testTxHeld has one that was accepted in a transaction.
