@@ -110,7 +110,7 @@ func TestRecovered(t *testing.T) {
 		w.webhook("ops", operator, posthorn.AllEvents)
 		hook := w.webhook("r1", bad)
 		w.answers(down)
-		for i := range 12 { // over 12 minutes
+		for i := range 15 { // over 15 minutes
 			w.dispatch("r1", fmt.Sprint("e", i))
 			pass(time.Minute)
 		}
@@ -136,7 +136,7 @@ func TestRecovered(t *testing.T) {
 				t.Errorf("told %+v", o)
 			}
 		}
-		if !slices.Equal(types, []string{posthorn.EventWebhookFailing, posthorn.EventWebhookRecovered}) || exhausted != 12 {
+		if !slices.Equal(types, []string{posthorn.EventWebhookFailing, posthorn.EventWebhookRecovered}) || exhausted != 15 {
 			t.Errorf("told of %v, and of %d events", types, exhausted)
 		}
 	})
