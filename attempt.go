@@ -389,23 +389,42 @@ func parseCursor(w *Webhook, cursor string) (map[polledEntry]bool, error) {
 	return entries, nil
 }
 
-// acknowledge records the entries of a cursor as delivered, those that are held still.
+// acknowledge has the entries of a cursor recorded as delivered, those that are held still, and waits for that.
 func (d *Dispatcher) acknowledge(ctx context.Context, w *Webhook, cursor string) error {
-	d.accepting.RLock()
-	defer d.accepting.RUnlock()
-	if err := d.running(); err != nil {
-		return err
-	}
 	named, err := parseCursor(w, cursor)
 	if err != nil {
 		return err
 	}
-	// They were the first ones. What has come before them since is little; what that hides is returned once more.
-	entries, err := d.store.Held(ctx, w.Seq, len(named)+MaxPoll, -1)
+	noted, err := d.recordPolled(ctx, w, named)
 	if err != nil {
 		return err
 	}
-	var noted []chan struct{}
+	for _, n := range noted {
+		select {
+		case <-n:
+		case <-d.committing.ctx.Done(): // what can't be written by now waits for nobody
+			return Errorf(CodeUnavailable, "the dispatcher is stopping; poll again with the same cursor")
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// recordPolled has entries recorded as delivered. The channels are closed when that is done.
+func (d *Dispatcher) recordPolled(ctx context.Context, w *Webhook, named map[polledEntry]bool) (noted []<-chan struct{}, err error) {
+	d.accepting.RLock()
+	defer d.accepting.RUnlock()
+	if err := d.running(); err != nil {
+		return nil, err
+	}
+	// They were the first ones. What has come before them since is little; what that hides is returned once more.
+	reading, cancel := context.WithTimeout(ctx, storeTimeout) // Stop waits for this
+	defer cancel()
+	entries, err := d.store.Held(reading, w.Seq, len(named)+MaxPoll, -1)
+	if err != nil {
+		return nil, err
+	}
 	for _, e := range entries {
 		if !named[polledEntry{e.Event.Seq, e.Run}] {
 			continue
@@ -419,14 +438,7 @@ func (d *Dispatcher) acknowledge(ctx context.Context, w *Webhook, cursor string)
 		noted = append(noted, r.noted)
 		d.commits.record(r)
 	}
-	for _, n := range noted {
-		select {
-		case <-n:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return nil
+	return noted, nil
 }
 
 // polls are those who wait for events of webhooks.

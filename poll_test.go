@@ -133,6 +133,32 @@ func TestPollWait(t *testing.T) {
 	})
 }
 
+// Acknowledging holds up no end, however the store is.
+func TestPollStops(t *testing.T) {
+	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
+		hook := w.polledWebhook()
+		w.dispatch("r1", "e")
+		_, cursor := w.poll(hook, "", 0)
+		w.tamper(failing("Commit"))
+		answers := make(chan error, 1)
+		go func() {
+			_, err := w.Poll(context.WithoutCancel(t.Context()), "r1", hook.ID, posthorn.PollQuery{Cursor: cursor, Limit: 1})
+			answers <- err
+		}()
+		pass(time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		began := time.Now()
+		w.Stop(ctx)
+		if took := time.Since(began); took > time.Minute {
+			t.Errorf("it took %v to stop", took)
+		}
+		if err := <-answers; posthorn.ErrorCode(err) != posthorn.CodeUnavailable {
+			t.Errorf("the poll ended with %v", err)
+		}
+	})
+}
+
 // Polling asks for what is wrong in words, and so does making a webhook that is polled.
 func TestPollRefused(t *testing.T) {
 	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {

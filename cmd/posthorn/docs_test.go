@@ -7,6 +7,8 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -77,4 +79,29 @@ func shellCommands(t *testing.T, path string) (commands []string) {
 		}
 	}
 	return commands
+}
+
+// Each link of the README into a document leads to a heading that is there.
+func TestLinksOfREADME(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	links := regexp.MustCompile(`\]\((docs/[a-z]+\.md)#([a-z-]+)\)`).FindAllStringSubmatch(string(readme), -1)
+	if len(links) == 0 {
+		t.Error("there are none")
+	}
+	for _, link := range links {
+		text, err := os.ReadFile("../../" + link[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		heading := func(line string) bool {
+			title, ok := strings.CutPrefix(line, "## ")
+			return ok && strings.ReplaceAll(strings.ToLower(title), " ", "-") == link[2]
+		}
+		if !slices.ContainsFunc(strings.Split(string(text), "\n"), heading) {
+			t.Errorf("%s has no heading for #%s", link[1], link[2])
+		}
+	}
 }
