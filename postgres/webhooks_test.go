@@ -52,8 +52,8 @@ func TestWebhookTotals(t *testing.T) {
 // TestWebhooksOfSmallRepo lists webhooks where nearly all are another repo's.
 func TestWebhooksOfSmallRepo(t *testing.T) {
 	s := open(t, pgtest.URL(t))
-	execute(t, s, `INSERT INTO posthorn.webhooks (id, repo_id, url, events, active, disabled_reason, description, secrets, options, created_at, updated_at)
-		SELECT 'filled-' || g, CASE WHEN g > 49998 THEN 'small' ELSE 'repo' END, '', '[]', true, '', '', '[]', '{}', now(), now()
+	execute(t, s, `INSERT INTO posthorn.webhooks (id, repo_id, url, events, active, health, description, secrets, options, created_at, updated_at)
+		SELECT 'filled-' || g, CASE WHEN g > 49998 THEN 'small' ELSE 'repo' END, '', '[]', true, '{}', '', '[]', '{}', now(), now()
 		FROM generate_series(1, 50000) g`)
 	execute(t, s, "VACUUM ANALYZE posthorn.webhooks")
 	tx := begin(t, s, pgx.ReadCommitted)
