@@ -63,7 +63,7 @@ CREATE TABLE posthorn_queue (
     run     INTEGER NOT NULL,
     attempt INTEGER NOT NULL,
     trigger TEXT    NOT NULL,
-    ordering INTEGER NOT NULL, -- not 0: done one after the other, with the webhook's others of this number
+    ordering INTEGER NOT NULL DEFAULT 0, -- not 0: done one after the other, with the webhook's others of this number
     node    INTEGER, -- NULL while free
     PRIMARY KEY (webhook, lane, due_at, event, run)
 ) STRICT, WITHOUT ROWID;
