@@ -105,7 +105,8 @@ func handy(value any) bool {
 	case json.Number:
 		mantissa, exponent, _ := strings.Cut(strings.ToLower(string(v)), "e")
 		n, err := strconv.Atoi(strings.TrimPrefix(cmp.Or(exponent, "0"), "+"))
-		return err == nil && len(mantissa)+max(n, -n) <= maxDigits
+		// n is bounded by itself first, for a sum with the largest int would overflow.
+		return err == nil && -maxDigits <= n && n <= maxDigits && len(mantissa)+max(n, -n) <= maxDigits
 	}
 	return true
 }

@@ -20,6 +20,8 @@ func TestCheck(t *testing.T) {
 		"large number is one": {`{"const":9007199254740993}`, `9007199254740993`, ""},
 		"huge number":         {`{"minimum":1}`, `1e999999999`, "a number in it has more than 400 digits"},
 		"huge, deep inside":   {`{"properties":{"a":{"minimum":1}}}`, `{"a":1,"b":[[{"c":1E-99999999999999999999}]]}`, "a number in it has"},
+		"overflowing":         {`{"minimum":1}`, `1e9223372036854775807`, "a number in it has"},
+		"underflowing":        {`{"minimum":1}`, `1e-9223372036854775808`, "a number in it has"},
 		"as large as floats":  {`{"minimum":1}`, `1.7976931348623157e+308`, ""},
 		"pattern":             {`{"pattern":"^(a+)+$"}`, `"` + strings.Repeat("a", 100_000) + `!"`, "it: "},
 		"unknown keyword":     {`{"x-note":"fine"}`, `1`, ""},
