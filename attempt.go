@@ -64,7 +64,7 @@ func (d *Dispatcher) attempt(ctx context.Context, e *Entry) Result {
 // moment ago: then the cache is out of date, and the caller is to try again.
 func (d *Dispatcher) target(ctx context.Context, e *Entry) (t *use, again bool, err error) {
 	t, err = d.subscriptions.use(ctx, e.Event.RepoID, e.WebhookSeq)
-	if err != nil || t != nil && (t.Active || e.Trigger != TriggerAutomatic) {
+	if err != nil || t != nil && (t.Active || e.Trigger.ByHand()) {
 		return t, false, err
 	}
 	known := t != nil

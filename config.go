@@ -98,6 +98,10 @@ type Config struct {
 	// webhooks of all repos. Nobody but an operator should be able to make webhooks in it. Defaults to none.
 	SystemRepo string
 
+	// KeepAllEvents stores events that no webhook wants, too, for replays to webhooks that are made later ([Dispatcher.StartReplay]). They
+	// take space for as long as Retention says. Defaults to not storing them.
+	KeepAllEvents bool
+
 	// MaxWebhooksPerRepo is how many webhooks a repo may have. Several nodes that create at the same moment may exceed it by
 	// one each. Defaults to 10,000.
 	MaxWebhooksPerRepo int

@@ -19,12 +19,16 @@ import (
 // Trigger says why a delivery was made.
 type Trigger string
 
-// The triggers. What was asked for by hand goes before what is queued, and goes to inactive webhooks too.
+// The triggers.
 const (
 	TriggerAutomatic  Trigger = "automatic"  // an event was dispatched to the webhook's subscribers
 	TriggerRedelivery Trigger = "redelivery" // a past delivery's event was sent again by hand
 	TriggerPing       Trigger = "ping"       // a ping was asked for by hand
+	TriggerReplay     Trigger = "replay"     // a past event was among many that are sent again ([Dispatcher.StartReplay])
 )
+
+// ByHand reports whether it was for this one delivery: those go before what is queued, and go to inactive webhooks too.
+func (t Trigger) ByHand() bool { return t == TriggerRedelivery || t == TriggerPing }
 
 // Delivery is one HTTP attempt of one event to one webhook: a row of the delivery log.
 type Delivery struct {
@@ -36,7 +40,7 @@ type Delivery struct {
 	Payload   json.RawMessage // the exact body; nil once the event has been pruned, and in OnDelivery if it was polled
 
 	Trigger Trigger
-	Run     int64 // zero: the event's own run; each redelivery is another
+	Run     int64 // zero: the event's own run; each redelivery is another, and each replay has one for all its events
 	Attempt int   // 1 for the first of its run
 
 	Success        bool
@@ -220,6 +224,7 @@ const (
 	EventBefore        EventState = "before"         // the webhook was made later
 	EventNotSubscribed EventState = "not_subscribed" // to the event's type
 	EventFiltered      EventState = "filtered"       // the webhook's filter isn't true for it
+	EventMissed        EventState = "missed"         // the webhook was inactive, or didn't want it then
 )
 
 // Explain says for one webhook of the event's repo, or with an empty webhookID for the first 200, what has become of the event. The log
@@ -256,6 +261,10 @@ func (d *Dispatcher) Explain(ctx context.Context, repoID, eventID, webhookID str
 
 func (d *Dispatcher) explain(ctx context.Context, event *AcceptedEvent, w *Webhook) (Explanation, error) {
 	x := Explanation{WebhookID: w.ID}
+	outcomes, err := d.store.Outcomes(ctx, w.Seq, []*AcceptedEvent{event})
+	if err != nil {
+		return x, err
+	}
 	var last Delivery
 	for attempt := 1; ; attempt++ { // at most as many as a policy has
 		delivery, err := d.store.Delivery(ctx, event.RepoID, w.ID, DeliveryID(event, w.ID, 0, attempt))
@@ -268,16 +277,23 @@ func (d *Dispatcher) explain(ctx context.Context, event *AcceptedEvent, w *Webho
 		last = delivery
 		x.Attempts, x.LastID, x.NextAttemptAt = attempt, delivery.ID, delivery.NextAttemptAt
 	}
-	if x.Attempts > 0 {
+	switch {
+	case x.Attempts > 0:
 		x.State, x.Reason = w.explainAttempts(&last)
-		return x, nil
+	case outcomes[0].Queued:
+		x.State, x.Reason = w.explainQueued()
+	default:
+		if x.State, x.Reason, err = d.explainNone(event, w); err != nil {
+			return x, err
+		}
+		if w.UpdatedAt.After(event.CreatedAt) && x.State != EventBefore {
+			x.Reason += fmt.Sprintf(" (as the webhook is now; it was changed after the event, at %s)", w.UpdatedAt.Format(time.RFC3339))
+		}
 	}
-	var err error
-	x.State, x.Reason, err = d.explainNone(event, w)
-	if w.UpdatedAt.After(event.CreatedAt) && x.State != EventBefore {
-		x.Reason += fmt.Sprintf(" (as the webhook is now; it was changed after the event, at %s)", w.UpdatedAt.Format(time.RFC3339))
+	if outcomes[0].Delivered && x.State != EventDelivered {
+		x.State, x.Reason = EventDelivered, "it was delivered by a redelivery or a replay; without these: "+x.Reason
 	}
-	return x, err
+	return x, nil
 }
 
 // explainAttempts is for an event of which there is a delivery.
@@ -297,39 +313,52 @@ func (w *Webhook) explainAttempts(last *Delivery) (state EventState, reason stri
 	return EventRetrying, fmt.Sprintf("attempt %d failed: %s", last.Attempt, answer)
 }
 
-// explainNone is for an event of which there is no delivery.
-func (d *Dispatcher) explainNone(event *AcceptedEvent, w *Webhook) (state EventState, reason string, err error) {
-	active := *w
-	active.Active = true
+// explainQueued is for an event that is still to be sent for the first time.
+func (w *Webhook) explainQueued() (state EventState, reason string) {
 	switch {
-	case w.CreatedAt.After(event.CreatedAt):
+	case !w.Active:
+		return EventPaused, "the webhook is not active" + w.whyInactive() + ": the event is kept until it is"
+	case w.Polled:
+		return EventWaiting, "the receiver has yet to poll and acknowledge it"
+	}
+	return EventWaiting, "the first attempt is yet to be made"
+}
+
+// explainNone is for an event of which there is neither a delivery nor an entry in the queue.
+func (d *Dispatcher) explainNone(event *AcceptedEvent, w *Webhook) (state EventState, reason string, err error) {
+	if w.CreatedAt.After(event.CreatedAt) {
 		return EventBefore, "the webhook was made after the event", nil
-	case !active.Subscribes(event.Type):
-		return EventNotSubscribed, fmt.Sprintf("the webhook does not subscribe to %s, but to %s", event.Type, strings.Join(w.Events, ", ")), nil
 	}
-	if w.Filter != "" && event.Type != EventPing {
-		e, err := filterable(event)
-		if err != nil {
-			return "", "", err
-		}
-		switch matches, err := d.subscriptions.filter(w.Filter).Match(e); {
-		case err != nil:
-			return EventFiltered, "the webhook's filter can't be evaluated for the event: " + err.Error(), nil //nolint:nilerr // it is told
-		case !matches:
-			return EventFiltered, "the webhook's filter is not true for the event: " + w.Filter, nil
-		}
-	}
-	if !w.Active && w.KeepWhileInactive {
-		return EventPaused, "the webhook is not active" + w.whyInactive() + ": the event is kept until it is", nil
+	if state, reason, err := d.unwantedBy(w, event); state != "" || err != nil {
+		return state, reason, err
 	}
 	if !w.Active {
-		return EventPaused, "the webhook is not active" + w.whyInactive() +
-			": if it was when the event was dispatched, the event waits until it is again, and otherwise the webhook does not get it", nil
+		return EventMissed, "the webhook is not active" + w.whyInactive() + ": it can be replayed once it is", nil
 	}
-	if w.Polled {
-		return EventWaiting, "the receiver has yet to poll and acknowledge it, unless the webhook did not want the event when it was dispatched", nil
+	return EventMissed, "the webhook was not active when the event was dispatched, or did not want it: it can be replayed", nil
+}
+
+// unwantedBy says why a webhook doesn't want an event, active or not; an empty state: it wants it.
+func (d *Dispatcher) unwantedBy(w *Webhook, event *AcceptedEvent) (state EventState, reason string, err error) {
+	active := *w
+	active.Active = true
+	if !active.Subscribes(event.Type) {
+		return EventNotSubscribed, fmt.Sprintf("the webhook does not subscribe to %s, but to %s", event.Type, strings.Join(w.Events, ", ")), nil
 	}
-	return EventWaiting, "the first attempt is yet to be made, unless the webhook did not want the event when it was dispatched", nil
+	if w.Filter == "" || event.Type == EventPing {
+		return "", "", nil
+	}
+	e, err := filterable(event)
+	if err != nil {
+		return "", "", err
+	}
+	switch matches, err := d.subscriptions.filter(w.Filter).Match(e); {
+	case err != nil:
+		return EventFiltered, "the webhook's filter can't be evaluated for the event: " + err.Error(), nil //nolint:nilerr // it is told
+	case !matches:
+		return EventFiltered, "the webhook's filter is not true for the event: " + w.Filter, nil
+	}
+	return "", "", nil
 }
 
 func (w *Webhook) whyInactive() string {

@@ -49,6 +49,7 @@ type Dispatcher struct {
 	lost          chan struct{} // the store says that the lease was released, or it is uncertain
 	changed       chan struct{} // webhooks may have changed
 	release       chan struct{} // there may be entries of dead nodes to free
+	replays       chan struct{} // there may be something to do for replays
 	givenMu       sync.Mutex
 	given         []int64 // nodes that this one has been, and whose entries it has yet to free
 
@@ -123,6 +124,7 @@ func New(store Store, cfg Config) (*Dispatcher, error) {
 		lost:          make(chan struct{}, 1),
 		changed:       make(chan struct{}, 1),
 		release:       make(chan struct{}, 1),
+		replays:       make(chan struct{}, 1),
 		observed:      make(chan observation, 256),
 		background:    newStoppable(),
 		committing:    newStoppable(),
@@ -176,6 +178,7 @@ func (d *Dispatcher) Start(ctx context.Context) error {
 	d.background.run(d.maintain)
 	d.background.run(d.keepSealed)
 	d.background.run(d.keepHealth)
+	d.background.run(d.keepReplaying)
 	d.state.Store(stateStarted)
 	return nil
 }
@@ -350,10 +353,13 @@ func (d *Dispatcher) complainAbout(what string, log func()) {
 // committed tells a recorded result to those who wait for it.
 func (d *Dispatcher) committed(r Result) {
 	if !r.RetryAt.IsZero() && r.Delivery != nil {
-		d.claims.retryAt(r.RetryAt, r.Entry.WebhookSeq, r.Entry.Trigger != TriggerAutomatic)
+		d.claims.retryAt(r.RetryAt, r.Entry.WebhookSeq, r.Entry.Trigger.ByHand())
 	}
 	if r.RetryAt.IsZero() && r.Entry.Run != 0 {
 		d.waits.ended(r)
+	}
+	if r.Entry.Trigger == TriggerReplay {
+		wake(d.replays)
 	}
 	if r.noted != nil {
 		close(r.noted)

@@ -126,7 +126,7 @@ const (
 // Receipt is the answer to an accepted event: from here on it will be delivered, whatever crashes.
 type Receipt struct {
 	EventID    string
-	Deliveries int  // how many webhooks it goes to; with none, nothing is stored
+	Deliveries int  // how many webhooks it goes to; with none, nothing is stored (but see [Config.KeepAllEvents])
 	Duplicate  bool // the event was accepted before; this is the first answer again
 }
 
@@ -146,7 +146,8 @@ type AcceptedEvent struct {
 // EventQuery selects the events of a repo, newest first.
 type EventQuery struct {
 	RepoID string
-	Before int64 // only those whose Seq is smaller; zero: from the newest
+	Until  time.Time // exclusive: only those that were accepted before it; zero: all
+	Before int64     // only those whose Seq is smaller; zero: from the newest
 	Limit  int
 }
 
@@ -166,7 +167,7 @@ func (d *Dispatcher) Dispatch(ctx context.Context, e Event) (Receipt, error) {
 	if err != nil {
 		return Receipt{}, err
 	}
-	if len(webhooks) == 0 {
+	if len(webhooks) == 0 && !d.cfg.KeepAllEvents {
 		if receipt, err := d.unwanted(ctx, event, e.ID != ""); err != nil || receipt.Duplicate {
 			return receipt, err
 		}
@@ -206,7 +207,7 @@ func (d *Dispatcher) DispatchBatch(ctx context.Context, events []Event) ([]Recei
 		if deliveries += len(webhooks); deliveries > MaxBatchDeliveries && len(wanted) > 0 && len(webhooks) > 0 {
 			return nil, tooLarge("events", "they go to webhooks more than %d times in all: post fewer at once", MaxBatchDeliveries)
 		}
-		if len(webhooks) > 0 {
+		if len(webhooks) > 0 || d.cfg.KeepAllEvents {
 			event.Deliveries = len(webhooks)
 			wanted = append(wanted, acceptance{event: event, trigger: TriggerAutomatic, webhooks: webhooks})
 			indexes = append(indexes, i)
@@ -306,7 +307,7 @@ func (d *Dispatcher) DispatchTx(ctx context.Context, tx Tx, e Event) (Receipt, e
 	if err != nil {
 		return Receipt{}, err
 	}
-	if len(webhooks) == 0 {
+	if len(webhooks) == 0 && !d.cfg.KeepAllEvents {
 		return d.unwanted(ctx, event, e.ID != "")
 	}
 	event.Deliveries = len(webhooks)
@@ -431,14 +432,14 @@ type pingPayload struct {
 	Events    []string `json:"events"`
 }
 
-// accept commits an event for webhooks. With none there is nothing to promise.
+// accept commits an event for webhooks. With none there is nothing to promise, and mostly nothing to keep.
 func (d *Dispatcher) accept(ctx context.Context, event *AcceptedEvent, trigger Trigger, webhooks []recipient) (Receipt, error) {
 	d.accepting.RLock()
 	defer d.accepting.RUnlock()
 	if err := d.running(); err != nil {
 		return Receipt{}, err
 	}
-	if len(webhooks) == 0 {
+	if len(webhooks) == 0 && !d.cfg.KeepAllEvents {
 		return Receipt{EventID: event.ID}, nil
 	}
 	event.Deliveries = len(webhooks)

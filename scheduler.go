@@ -140,7 +140,7 @@ func (s *scheduler) fits(q *queue, trigger Trigger, bytes int) bool {
 	if s.stopped || s.node == 0 {
 		return false
 	}
-	if trigger != TriggerAutomatic { // it goes before what is queued, so it need not wait for that to be claimed
+	if trigger.ByHand() { // it goes before what is queued, so it need not wait for that to be claimed
 		return len(q.byHand)+q.reserved < s.limits.queued && limit.MayUse(limit.Proven, s.limits.bytes, s.bytes(), bytes)
 	}
 	return !q.spilled && q.spilling == 0 && s.room(q) > 0 && s.hasBytes(q, bytes)
@@ -176,7 +176,7 @@ func (s *scheduler) accepted(a *acceptance, node int64) {
 		q := s.queue(w.Seq)
 		if !a.reserved[i] {
 			s.spilled(q)
-			if a.trigger != TriggerAutomatic {
+			if a.trigger.ByHand() {
 				s.claimSoon(q)
 			}
 			continue
@@ -224,10 +224,10 @@ func (s *scheduler) add(q *queue, e *Entry, node int64) {
 		s.addBytes(q, -cost(len(e.Event.Payload)))
 		return
 	}
-	if e.Trigger == TriggerAutomatic {
-		q.automatic = append(q.automatic, e)
-	} else {
+	if e.Trigger.ByHand() {
 		q.byHand = append(q.byHand, e)
+	} else {
+		q.automatic = append(q.automatic, e)
 	}
 	s.list(q)
 }

@@ -89,6 +89,29 @@ type Store interface {
 	// Events returns a page of a repo's events in descending order of Seq.
 	Events(ctx context.Context, q EventQuery) (Page[AcceptedEvent], error)
 
+	// Outcomes says what the log and the queue have of events for a webhook, in their order.
+	Outcomes(ctx context.Context, webhookSeq int64, events []*AcceptedEvent) ([]Outcome, error)
+	// CreateReplay stores a replay and sets its Seq, Run and WebhookSeq. CodeNotFound when the repo has no such webhook,
+	// CodeConflict when one of its replays has not ended.
+	CreateReplay(ctx context.Context, r *Replay) error
+	// Replays returns a page of a webhook's replays in descending order of Seq, without a Total. For those that have not ended
+	// it counts Succeeded and Failed in the log. CodeNotFound when the repo has no such webhook.
+	Replays(ctx context.Context, q ReplayQuery) (Page[Replay], error)
+	// OpenReplays returns replays of all webhooks that have not ended, in ascending order of Seq, each greater than after, without
+	// counting anything.
+	OpenReplays(ctx context.Context, after int64, limit int) ([]Replay, error)
+	// UpdateReplay stores what a replay has become, if it is still of the same Version, and sets the next one; once it has ended,
+	// with Succeeded and Failed as the log has them. The events get entries of its run that wait: they are there for Prune, and for nothing else
+	// until FreeReplayed. Those that are gone are left out. Matched grows by the others. CodeConflict when someone else was quicker, CodeNotFound when
+	// the webhook is gone.
+	UpdateReplay(ctx context.Context, r *Replay, events []*AcceptedEvent) error
+	// FreeReplayed makes entries of a replay that wait free and due, or held, in the order of their events' Seqs, as many as limit says. It reports how
+	// many that were, and whether the queue has any of its entries.
+	FreeReplayed(ctx context.Context, r *Replay, limit ReplayLimit) (freed int, left bool, err error)
+	// DropReplayed removes up to a number of a replay's entries from the queue that no node has. It reports how many that were, and
+	// whether the queue has any of its entries.
+	DropReplayed(ctx context.Context, r *Replay, limit int) (dropped int, left bool, err error)
+
 	// CreateToken stores an API token under the hash of its text and sets its Seq. CodeConflict when there is one of that ID or
 	// hash.
 	CreateToken(ctx context.Context, t *Token, hash string) error
@@ -101,14 +124,14 @@ type Store interface {
 	// DeleteToken removes a token. CodeNotFound when there is none.
 	DeleteToken(ctx context.Context, id string) error
 	// AuditLog returns a page of the audit log in descending order of Seq, without a Total. Entries get there with the writes
-	// that they belong to: CreateWebhooks, UpdateWebhook, DeleteWebhook, Enqueue, CreateToken and DeleteToken store the entry
+	// that they belong to: CreateWebhooks, UpdateWebhook, DeleteWebhook, Enqueue, CreateReplay, UpdateReplay, CreateToken and DeleteToken store the entry
 	// that their context carries ([AuditOf]) in the same transaction, and not if they fail.
 	AuditLog(ctx context.Context, q AuditQuery) (Page[AuditEntry], error)
 	// PruneAudit removes entries of the audit log from before the given time, as Prune does, and reports how many.
 	PruneAudit(ctx context.Context, before time.Time) (int, error)
 
 	// Prune removes deliveries recorded and events accepted before the given time, but no event with an entry in the
-	// queue, and what deleted webhooks left behind. Deliveries may stay for up to two days longer, so that a store can drop a
+	// queue, replays that had ended by then, and what deleted webhooks left behind. Deliveries may stay for up to two days longer, so that a store can drop a
 	// day's at once. It works in batches so small that no writer waits for more than a few milliseconds, and reports how
 	// many events and deliveries went.
 	Prune(ctx context.Context, before time.Time) (int, error)
@@ -193,7 +216,7 @@ type Batch struct {
 // NewEvent is an event to accept, with the webhooks that it goes to.
 type NewEvent struct {
 	Event   *AcceptedEvent // Commit sets Seq
-	Targets []Target       // not empty
+	Targets []Target       // none: the event is kept for itself
 	// Trigger is TriggerAutomatic or TriggerPing. Entries of other than automatic ones have a row of their own
 	// (Queued) from the start.
 	Trigger Trigger
@@ -261,8 +284,8 @@ type Claim struct {
 	MaxBytes int // of payload in all; the entry that exceeds it is the last
 }
 
-// Want is how many entries are wanted for a webhook. Those asked for by hand (any trigger but automatic) come first, then
-// the earliest due, then the earliest accepted. An inactive webhook's automatic entries are not claimed.
+// Want is how many entries are wanted for a webhook. Those asked for by hand ([Trigger.ByHand]) come first, then
+// the earliest due, then the earliest accepted. An inactive webhook's other entries are not claimed.
 type Want struct {
 	WebhookSeq int64
 	Limit      int

@@ -445,27 +445,35 @@ func (d *Dispatcher) checkEvents(w *Webhook) error {
 	if len(w.Events) == 0 {
 		return invalid("events", "it is empty: name at least one event type, or %q for all", AllEvents)
 	}
-	types := d.EventTypes()
-	if w.RepoID == d.cfg.SystemRepo {
-		types = append(types, OperationalEvents()...)
-	}
-	var unknown []string
-	for i, t := range w.Events {
-		if !slices.ContainsFunc(types, func(known string) bool { return covers(t, known) }) {
-			unknown = append(unknown, fmt.Sprintf("%.128q", t))
-		}
-		if slices.Contains(w.Events[:i], t) {
-			return invalid("events", "%.128q stands in it twice", t)
-		}
-	}
-	if unknown != nil {
-		return invalid("events", "unknown event type %s; the valid ones are %s and %s",
-			strings.Join(unknown, ", "), strings.Join(types, ", "), AllEvents)
+	if err := d.checkTypes("events", w.RepoID, w.Events); err != nil {
+		return err
 	}
 	if n := utf8.RuneCountInString(w.Description); n > MaxDescriptionLength {
 		return invalid("description", "it has %d characters: at most %d", n, MaxDescriptionLength)
 	}
 	return w.Options.check()
+}
+
+// checkTypes checks event types, and patterns of them, that a webhook of a repo can want.
+func (d *Dispatcher) checkTypes(field, repoID string, events []string) error {
+	types := d.EventTypes()
+	if repoID == d.cfg.SystemRepo {
+		types = append(types, OperationalEvents()...)
+	}
+	var unknown []string
+	for i, t := range events {
+		if !slices.ContainsFunc(types, func(known string) bool { return covers(t, known) }) {
+			unknown = append(unknown, fmt.Sprintf("%.128q", t))
+		}
+		if slices.Contains(events[:i], t) {
+			return invalid(field, "%.128q stands in it twice", t)
+		}
+	}
+	if unknown != nil {
+		return invalid(field, "unknown event type %s; the valid ones are %s and %s",
+			strings.Join(unknown, ", "), strings.Join(types, ", "), AllEvents)
+	}
+	return nil
 }
 
 func (o *Options) check() error {

@@ -22,7 +22,7 @@ type deliveryJSON struct {
 	EventType      string        `json:"eventType"`
 	Payload        *string       `json:"payload" doc:"The exact bytes of the request's body; null once they are pruned"`
 	Attempt        int           `json:"attempt" doc:"1 for the first of its run"`
-	Trigger        string        `json:"trigger" enum:"automatic,redelivery,ping" doc:"Why it was made"`
+	Trigger        string        `json:"trigger" enum:"automatic,redelivery,ping,replay" doc:"Why it was made"`
 	Success        bool          `json:"success" doc:"Whether the response's status was a 2xx"`
 	ResponseStatus int           `json:"responseStatus" doc:"0 when no response was received"`
 	ResponseBody   string        `json:"responseBody" doc:"The first 512 characters, or what went wrong: timeout: …, request error: …, SSRF blocked: …"`
@@ -100,7 +100,7 @@ type listDeliveriesInput struct {
 // explanationJSON says why a webhook got an event or didn't.
 type explanationJSON struct {
 	WebhookID      string  `json:"webhookId"`
-	State          string  `json:"state" enum:"delivered,failed,retrying,paused,waiting,before,not_subscribed,filtered"`
+	State          string  `json:"state" enum:"delivered,failed,retrying,paused,waiting,before,not_subscribed,filtered,missed"`
 	Reason         string  `json:"reason" doc:"The same in words"`
 	Attempts       int     `json:"attempts" doc:"How many were made, as far as the log still has them, without redeliveries"`
 	LastDeliveryID *string `json:"lastDeliveryId" doc:"The last of them; null if there was none"`

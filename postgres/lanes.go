@@ -99,7 +99,7 @@ func (l *lanes) claimed(c posthorn.Claim, looks []look, entries []*posthorn.Entr
 		t := byWebhook[e.WebhookSeq]
 		t.n++
 		p := position{e.DueAt, e.Event.Seq, e.Run}
-		if e.Trigger == posthorn.TriggerAutomatic && !e.DueAt.After(c.Now) && p.compare(t.last) > 0 {
+		if !e.Trigger.ByHand() && !e.DueAt.After(c.Now) && p.compare(t.last) > 0 {
 			t.last = p
 		}
 		byWebhook[e.WebhookSeq] = t

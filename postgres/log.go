@@ -46,18 +46,23 @@ func (s *Store) Events(ctx context.Context, q posthorn.EventQuery) (page posthor
 			b.queue(totalOfEvents, q.RepoID).QueryRow(func(row pgx.Row) error { return row.Scan(&page.Total) })
 			b.queue(selectEvents, q.RepoID, before(q.Before), limit+1).Query(func(rows pgx.Rows) error {
 				budget := pageBudget{}
-				for rows.Next() {
+				last := int64(0)
+				for n := 0; rows.Next(); n++ {
 					var e posthorn.AcceptedEvent
 					var size int
 					if err := rows.Scan(append(eventFields(&e), &size)...); err != nil {
 						return err
 					}
-					if len(page.Items) == limit || !budget.takes(size) {
-						page.Next = page.Items[len(page.Items)-1].Seq
+					wanted := q.Until.IsZero() || e.CreatedAt.Before(q.Until)
+					if n == limit || wanted && !budget.takes(size) {
+						page.Next = last
 						return nil
 					}
-					e.CreatedAt = e.CreatedAt.UTC()
-					page.Items = append(page.Items, e)
+					last = e.Seq
+					if wanted {
+						e.CreatedAt = e.CreatedAt.UTC()
+						page.Items = append(page.Items, e)
+					}
 				}
 				return nil
 			})

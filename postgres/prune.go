@@ -26,6 +26,9 @@ func (s *Store) Prune(ctx context.Context, before time.Time) (int, error) {
 	if err := s.makePartitionsAhead(ctx); err != nil {
 		return 0, err
 	}
+	if err := s.pruneReplays(ctx, before); err != nil {
+		return 0, err
+	}
 	deleted, err := s.pruneDeleted(ctx)
 	if err != nil {
 		return deleted, err
@@ -89,6 +92,7 @@ func (s *Store) pruneDeleted(ctx context.Context) (int, error) {
 		err = s.write(ctx, func(ctx context.Context, t *transaction) error {
 			return t.run(ctx, func(b *batch) {
 				b.queue("DELETE FROM posthorn.delivery_counts WHERE webhook = $1 AND "+newAndFolded, webhook)
+				b.queue("DELETE FROM posthorn.replays WHERE webhook = $1", webhook)
 				b.queue("DELETE FROM posthorn.webhooks WHERE seq = $1 AND deleted", webhook)
 			})
 		})
@@ -104,6 +108,9 @@ func (s *Store) deleteEntries(ctx context.Context, webhook int64) error {
 	_, err := s.deleteAll(ctx, deleteBehind, webhook, math.MinInt64, 0)
 	if err == nil {
 		_, err = s.deleteAll(ctx, deleteHeld, webhook, time.Time{}, 0, 0)
+	}
+	if err == nil {
+		_, err = s.deleteAll(ctx, deleteWaiting, webhook, 0)
 	}
 	if err == nil {
 		_, err = s.deleteAll(ctx, deleteQueued, webhook, false, time.Time{}, 0, 0)
@@ -165,6 +172,14 @@ const (
 			DELETE FROM posthorn.queue WHERE ctid = ANY (ARRAY(SELECT place FROM page)) RETURNING 1
 		)
 		SELECT (SELECT count(*) FROM gone), due_at, event, run FROM page ORDER BY due_at DESC, event DESC, run DESC LIMIT 1`
+	deleteWaiting = `WITH page AS MATERIALIZED (
+			SELECT ctid AS place, event FROM posthorn.queue
+			WHERE run = (SELECT run FROM posthorn.replays WHERE webhook = $1 AND ended_at IS NULL) AND node = -3 AND event > $3
+			ORDER BY event LIMIT $2 FOR UPDATE SKIP LOCKED
+		), gone AS (
+			DELETE FROM posthorn.queue WHERE ctid = ANY (ARRAY(SELECT place FROM page)) RETURNING 1
+		)
+		SELECT (SELECT count(*) FROM gone), event FROM page ORDER BY event DESC LIMIT 1`
 	deleteLogged = `WITH page AS MATERIALIZED (
 			SELECT id, seq FROM posthorn.deliveries WHERE webhook = $1 AND seq > $3 ORDER BY seq LIMIT $2
 		), gone AS (

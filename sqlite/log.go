@@ -45,8 +45,11 @@ func (s *Store) Events(ctx context.Context, q posthorn.EventQuery) (page posthor
 			return err
 		}
 		budget := pageBudget{}
-		events := walk{c: c, table: "posthorn_events", owner: "repo_id", of: q.RepoID, columns: ", length(payload)"}
+		events := walk{c: c, table: "posthorn_events", owner: "repo_id", of: q.RepoID, columns: ", length(payload), created_at"}
 		page.Next, err = events.from(newest, q.Before, func(seq int64, st *sqlite.Stmt) (bool, error) {
+			if !q.Until.IsZero() && st.ColumnInt64(2) >= ceilMicros(q.Until) {
+				return true, nil
+			}
 			if len(page.Items) == limit || !budget.takes(st.ColumnInt(1)) {
 				return false, nil
 			}

@@ -18,6 +18,9 @@ const (
 // Prune implements [posthorn.Store]. Rows are found by readers and deleted in short transactions.
 func (s *Store) Prune(ctx context.Context, before time.Time) (int, error) {
 	total := 0
+	if err := s.pruneReplays(ctx, before); err != nil {
+		return 0, err
+	}
 	for _, prune := range []func(context.Context, time.Time) (int, error){s.pruneDeleted, s.pruneDeliveries, s.pruneEvents} {
 		n, err := prune(ctx, before)
 		total += n
@@ -71,6 +74,9 @@ func (s *Store) pruneDeleted(ctx context.Context, _ time.Time) (int, error) {
 		}
 		err = s.write(ctx, func(c *sqlite.Conn) error {
 			if err := exec(c, "DELETE FROM posthorn_logs WHERE webhook = ?", webhook); err != nil {
+				return err
+			}
+			if err := exec(c, "DELETE FROM posthorn_replays WHERE webhook = ?", webhook); err != nil {
 				return err
 			}
 			return exec(c, "DELETE FROM posthorn_webhooks WHERE seq = ?", webhook)

@@ -16,13 +16,14 @@ const (
 	laneLeased    = 2
 	laneBehind    = 3 // entries that wait for an earlier one of their ordering
 	laneHeld      = 4
+	laneWaiting   = 5 // entries of a replay that are not let go yet
 )
 
 func freeLane(t posthorn.Trigger) int {
-	if t == posthorn.TriggerAutomatic {
-		return laneAutomatic
+	if t.ByHand() {
+		return laneByHand
 	}
-	return laneByHand
+	return laneAutomatic
 }
 
 const insertQueued = "INSERT INTO posthorn_queue (webhook, lane, due_at, event, run, attempt, trigger, ordering, node) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"

@@ -76,9 +76,9 @@ CREATE TABLE queue (
     webhook   bigint      NOT NULL,
     run       bigint      NOT NULL,
     due_at    timestamptz NOT NULL,
-    node      bigint, -- NULL while free, 0 behind another one of its ordering, -1 where that is still to be found out, -2 held
+    node      bigint, -- NULL while free, 0 behind another one of its ordering, -1 where that is still to be found out, -2 held, -3 of a replay and waiting
     attempt   integer     NOT NULL,
-    automatic boolean     NOT NULL GENERATED ALWAYS AS (trigger = 'automatic') STORED,
+    automatic boolean     NOT NULL GENERATED ALWAYS AS (trigger IN ('automatic', 'replay')) STORED, -- not asked for by hand
     trigger   text        NOT NULL,
     ordering  bigint      NOT NULL DEFAULT 0, -- not 0: done one after the other, with the webhook's others of this number
     PRIMARY KEY (event, webhook, run)
@@ -96,6 +96,9 @@ CREATE INDEX queue_turn ON queue (webhook, ordering) WHERE ordering <> 0 AND (no
 CREATE INDEX queue_behind ON queue (webhook, ordering, event) WHERE ordering <> 0 AND node = 0;
 CREATE INDEX queue_unplaced ON queue (webhook) WHERE node = -1;
 CREATE INDEX queue_held ON queue (webhook, due_at, event, run) WHERE node = -2;
+-- Of each replay, the entries that wait, and those that were let go.
+CREATE INDEX queue_waiting ON queue (run, event) WHERE node = -3;
+CREATE INDEX queue_replayed ON queue (run, attempt) WHERE trigger = 'replay' AND coalesce(node, 0) <> -3;
 
 -- The log: one partition for each day of the events, which their deliveries' ids begin with. So the id alone can be the key,
 -- which makes recording a delivery twice harmless, and a day goes at once. There is no default partition: rows in it would be
@@ -119,6 +122,27 @@ CREATE TABLE deliveries (
     PRIMARY KEY (id)
 ) PARTITION BY RANGE (id);
 CREATE INDEX deliveries_by_webhook ON deliveries (webhook, seq);
+CREATE INDEX deliveries_replayed ON deliveries (run, success, next_attempt_at) WHERE trigger = 'replay';
+
+CREATE TABLE replays (
+    seq        bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id         text        COLLATE "C" NOT NULL UNIQUE,
+    webhook    bigint      NOT NULL,
+    run        bigint      NOT NULL DEFAULT nextval('run_seq'),
+    version    bigint      NOT NULL,
+    state      text        NOT NULL,
+    range      text        NOT NULL, -- JSON object: which events
+    before     bigint      NOT NULL,
+    examined   bigint      NOT NULL,
+    matched    bigint      NOT NULL,
+    succeeded  bigint      NOT NULL DEFAULT 0, -- this and failed: 0 until it has ended
+    failed     bigint      NOT NULL DEFAULT 0,
+    created_at timestamptz NOT NULL,
+    ended_at   timestamptz
+);
+CREATE INDEX replays_by_webhook ON replays (webhook, seq);
+CREATE UNIQUE INDEX replays_one ON replays (webhook) WHERE ended_at IS NULL; -- a webhook has one at a time
+CREATE INDEX replays_by_end ON replays (ended_at, seq);
 
 CREATE TABLE nodes (
     node        bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

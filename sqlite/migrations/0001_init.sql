@@ -57,7 +57,7 @@ CREATE TABLE posthorn_promises (
 -- The key is the order in which a webhook's entries are claimed.
 CREATE TABLE posthorn_queue (
     webhook INTEGER NOT NULL,
-    lane    INTEGER NOT NULL, -- 0 free and asked for by hand, 1 free and automatic, 2 leased to the node, 3 behind another one, 4 held
+    lane    INTEGER NOT NULL, -- 0 free and asked for by hand, 1 free and automatic, 2 leased to the node, 3 behind another one, 4 held, 5 of a replay and waiting
     due_at  INTEGER NOT NULL,
     event   INTEGER NOT NULL,
     run     INTEGER NOT NULL,
@@ -69,6 +69,7 @@ CREATE TABLE posthorn_queue (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX posthorn_queue_by_event ON posthorn_queue (event, webhook);
 CREATE INDEX posthorn_queue_ordered ON posthorn_queue (webhook, ordering, event) WHERE ordering <> 0;
+CREATE INDEX posthorn_queue_replayed ON posthorn_queue (run, attempt, lane, event) WHERE trigger = 'replay';
 
 -- The columns that are filtered by stand before the long ones.
 CREATE TABLE posthorn_deliveries (
@@ -90,6 +91,27 @@ CREATE TABLE posthorn_deliveries (
     exchange        TEXT    NOT NULL -- JSON
 ) STRICT;
 CREATE UNIQUE INDEX posthorn_deliveries_by_id ON posthorn_deliveries (id);
+CREATE INDEX posthorn_deliveries_replayed ON posthorn_deliveries (run, success, next_attempt_at) WHERE trigger = 'replay';
+
+CREATE TABLE posthorn_replays (
+    seq        INTEGER PRIMARY KEY AUTOINCREMENT,
+    id         TEXT    NOT NULL UNIQUE,
+    webhook    INTEGER NOT NULL,
+    run        INTEGER NOT NULL, -- from counters
+    version    INTEGER NOT NULL,
+    state      TEXT    NOT NULL,
+    range      TEXT    NOT NULL, -- JSON object: which events
+    before     INTEGER NOT NULL,
+    examined   INTEGER NOT NULL,
+    matched    INTEGER NOT NULL,
+    succeeded  INTEGER NOT NULL, -- this and failed: 0 until it has ended
+    failed     INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    ended_at   INTEGER NOT NULL
+) STRICT;
+CREATE INDEX posthorn_replays_by_webhook ON posthorn_replays (webhook, seq);
+CREATE UNIQUE INDEX posthorn_replays_one ON posthorn_replays (webhook) WHERE ended_at = 0; -- a webhook has one at a time
+CREATE INDEX posthorn_replays_by_end ON posthorn_replays (ended_at, seq);
 
 CREATE TABLE posthorn_nodes (
     node        INTEGER PRIMARY KEY AUTOINCREMENT,

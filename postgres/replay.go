@@ -1,0 +1,256 @@
+package postgres
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/musehub/posthorn"
+)
+
+// selectOutcomes looks for the deliveries of an event by the time that their ids share with it.
+const selectOutcomes = `SELECT logged.attempts, logged.delivered,
+		EXISTS (SELECT FROM posthorn.queue q WHERE q.event = g.event AND q.webhook = $1)
+		OR EXISTS (SELECT FROM posthorn.promises p CROSS JOIN LATERAL unnest(p.events, p.webhooks) AS u (event, webhook)
+			WHERE p.block = g.event / 64 AND u.event = g.event AND u.webhook = $1)
+	FROM unnest($2::bigint[], $3::uuid[], $4::uuid[]) WITH ORDINALITY AS g (event, first, behind, n)
+	CROSS JOIN LATERAL (
+		SELECT count(*) AS attempts, coalesce(bool_or(d.success), false) AS delivered FROM posthorn.deliveries d
+		WHERE d.id >= g.first AND d.id < g.behind AND d.event = g.event AND d.webhook + 0 = $1) logged
+	ORDER BY g.n`
+
+// Outcomes implements [posthorn.Store].
+func (s *Store) Outcomes(ctx context.Context, webhookSeq int64, events []*posthorn.AcceptedEvent) (outcomes []posthorn.Outcome, err error) {
+	if len(events) == 0 {
+		return nil, nil
+	}
+	seqs := make([]int64, len(events))
+	first, behind := make([]pgtype.UUID, len(events)), make([]pgtype.UUID, len(events))
+	for i, e := range events {
+		ms := e.CreatedAt.UnixMilli()
+		seqs[i], first[i], behind[i] = e.Seq, idsFrom(ms), idsFrom(ms+1)
+	}
+	err = s.get(ctx, func(b *batch) {
+		b.queue(selectOutcomes, webhookSeq, seqs, first, behind).Query(func(rows pgx.Rows) (err error) {
+			outcomes, err = pgx.CollectRows(rows, pgx.RowToStructByPos[posthorn.Outcome])
+			return err
+		})
+	})
+	return outcomes, err
+}
+
+// CreateReplay implements [posthorn.Store].
+func (s *Store) CreateReplay(ctx context.Context, r *posthorn.Replay) error {
+	if !storable(r.RepoID, r.WebhookID) {
+		return errNoWebhook()
+	}
+	which, err := json.Marshal(r.ReplayRange)
+	if err != nil {
+		return posthorn.Errorf(posthorn.CodeInternal, "the range of replay %s: %w", r.ID, err)
+	}
+	var seq, run int64
+	var w posthorn.Webhook
+	err = s.write(ctx, func(ctx context.Context, t *transaction) error {
+		if err := t.run(ctx, func(b *batch) { selectWebhook(b, r.RepoID, r.WebhookID, " FOR SHARE", &w) }); err != nil {
+			return err
+		}
+		return t.run(ctx, func(b *batch) {
+			b.queue(`INSERT INTO posthorn.replays (id, webhook, version, state, range, before, examined, matched, created_at)
+				VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT DO NOTHING RETURNING seq, run`,
+				r.ID, w.Seq, r.Version, string(r.State), string(which), r.Before, r.Examined, r.Matched, micros(r.CreatedAt),
+			).QueryRow(func(row pgx.Row) error {
+				return found(row.Scan(&seq, &run), posthorn.Errorf(posthorn.CodeConflict,
+					"the webhook has a replay that has not ended: wait for that, or cancel it"))
+			})
+		})
+	})
+	if err == nil {
+		r.Seq, r.Run, r.WebhookSeq = seq, run, w.Seq
+	}
+	return err
+}
+
+// A replay that has not ended is counted in the log.
+const (
+	replayColumns = `r.seq, r.id, w.repo_id, w.id, r.webhook, r.run, r.version, r.state, r.range, r.before, r.examined, r.matched, r.created_at, r.ended_at`
+	replayCounts  = `, CASE WHEN r.ended_at IS NOT NULL THEN r.succeeded ELSE ` + countSucceeded + ` END,
+		CASE WHEN r.ended_at IS NOT NULL THEN r.failed ELSE ` + countFailed + ` END`
+
+	countSucceeded = "(SELECT count(*) FROM posthorn.deliveries d WHERE d.trigger = 'replay' AND d.run = r.run AND d.success)"
+	countFailed    = "(SELECT count(*) FROM posthorn.deliveries d WHERE d.trigger = 'replay' AND d.run = r.run AND NOT d.success AND d.next_attempt_at IS NULL)"
+	liveReplays    = " FROM posthorn.replays r JOIN posthorn.webhooks w ON w.seq = r.webhook AND NOT w.deleted"
+)
+
+// scanReplay scans replayColumns and what comes after them.
+func scanReplay(row pgx.Row, counts ...any) (r posthorn.Replay, err error) {
+	var which string
+	var ended *time.Time
+	err = row.Scan(append([]any{&r.Seq, &r.ID, &r.RepoID, &r.WebhookID, &r.WebhookSeq, &r.Run, &r.Version, &r.State, &which, &r.Before,
+		&r.Examined, &r.Matched, &r.CreatedAt, &ended}, counts...)...)
+	if err != nil {
+		return r, err
+	}
+	r.CreatedAt = r.CreatedAt.UTC()
+	if ended != nil {
+		r.EndedAt = ended.UTC()
+	}
+	if err := json.Unmarshal([]byte(which), &r.ReplayRange); err != nil {
+		return r, fmt.Errorf("the range of replay %s: %w", r.ID, err)
+	}
+	return r, nil
+}
+
+// Replays implements [posthorn.Store].
+func (s *Store) Replays(ctx context.Context, q posthorn.ReplayQuery) (page posthorn.Page[posthorn.Replay], err error) {
+	if !storable(q.RepoID, q.WebhookID) {
+		return page, errNoWebhook()
+	}
+	err = s.read(ctx, func(ctx context.Context, t *transaction) error {
+		var w posthorn.Webhook
+		if err := t.run(ctx, func(b *batch) { selectWebhook(b, q.RepoID, q.WebhookID, "", &w) }); err != nil || !storable(q.ID) {
+			return err
+		}
+		return t.run(ctx, func(b *batch) {
+			b.queue("SELECT "+replayColumns+replayCounts+liveReplays+` WHERE r.webhook = $1 AND r.seq < $2 AND ($3 = '' OR r.id = $3)
+				ORDER BY r.seq DESC LIMIT $4::bigint`, w.Seq, before(q.Before), q.ID, pageRows(q.Limit)).Query(func(rows pgx.Rows) error {
+				for rows.Next() {
+					if q.Limit > 0 && len(page.Items) == q.Limit {
+						page.Next = page.Items[q.Limit-1].Seq
+						return nil
+					}
+					var succeeded, failed int64
+					r, err := scanReplay(rows, &succeeded, &failed)
+					if err != nil {
+						return err
+					}
+					r.Succeeded, r.Failed = succeeded, failed
+					page.Items = append(page.Items, r)
+				}
+				return nil
+			})
+		})
+	})
+	if err != nil {
+		return posthorn.Page[posthorn.Replay]{}, err
+	}
+	return page, nil
+}
+
+// OpenReplays implements [posthorn.Store].
+func (s *Store) OpenReplays(ctx context.Context, after int64, limit int) (open []posthorn.Replay, err error) {
+	err = s.get(ctx, func(b *batch) {
+		b.queue("SELECT "+replayColumns+liveReplays+" WHERE r.ended_at IS NULL AND r.seq > $1 ORDER BY r.seq LIMIT $2", after, limit).
+			Query(func(rows pgx.Rows) (err error) {
+				open, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (posthorn.Replay, error) { return scanReplay(row) })
+				return err
+			})
+	})
+	return open, err
+}
+
+// updateReplay locks the events, so that Prune does not remove one before its entry is there.
+const updateReplay = `WITH there AS MATERIALIZED (
+		SELECT e.seq, e.created_at FROM posthorn.events e WHERE e.seq = ANY ($9::bigint[]) FOR KEY SHARE
+	), waiting AS (
+		INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at, node)
+		SELECT there.seq, $10, $11, 1, 'replay', there.created_at, -3 FROM there ORDER BY there.seq RETURNING 1
+	)
+	UPDATE posthorn.replays r SET version = r.version + 1, state = $3, before = $4, examined = $5, matched = $6 + (SELECT count(*) FROM waiting),
+		ended_at = $7, succeeded = CASE WHEN $7::timestamptz IS NULL THEN 0 ELSE ` + countSucceeded + ` END,
+		failed = CASE WHEN $7::timestamptz IS NULL THEN 0 ELSE ` + countFailed + ` END
+	WHERE r.seq = $1 AND r.version = $2 AND r.ended_at IS NULL AND r.webhook = $8 RETURNING version, matched, succeeded, failed`
+
+// UpdateReplay implements [posthorn.Store].
+func (s *Store) UpdateReplay(ctx context.Context, r *posthorn.Replay, events []*posthorn.AcceptedEvent) error {
+	var next posthorn.Replay
+	seqs := make([]int64, len(events))
+	for i, e := range events {
+		seqs[i] = e.Seq
+	}
+	err := s.write(ctx, func(ctx context.Context, t *transaction) error {
+		next = *r
+		return t.run(ctx, func(b *batch) {
+			one := 0
+			// The lock keeps the webhook from being deleted before the entries are there, which go with it.
+			b.queue("SELECT 1 FROM posthorn.webhooks WHERE seq = $1 AND NOT deleted FOR SHARE", r.WebhookSeq).
+				QueryRow(func(row pgx.Row) error { return found(row.Scan(&one), errNoWebhook()) })
+			b.queue(updateReplay, r.Seq, r.Version, string(r.State), r.Before, r.Examined, r.Matched, nullTime(r.EndedAt), r.WebhookSeq,
+				seqs, r.WebhookSeq, r.Run,
+			).QueryRow(func(row pgx.Row) error {
+				return found(row.Scan(&next.Version, &next.Matched, &next.Succeeded, &next.Failed),
+					posthorn.Errorf(posthorn.CodeConflict, "the replay has changed meanwhile"))
+			})
+		})
+	})
+	if err == nil {
+		*r = next
+	}
+	return err
+}
+
+// Whether there are entries of a replay that were let go, and whether there are any at all.
+const (
+	letGo     = "EXISTS (SELECT FROM posthorn.queue q WHERE q.run = $1 AND q.trigger = 'replay' AND coalesce(q.node, 0) <> -3)"
+	isWaiting = "EXISTS (SELECT FROM posthorn.queue q WHERE q.run = $1 AND q.node = -3)"
+)
+
+// freeReplayed sees the entries as they were when it began: so what it frees counts as waiting.
+const freeReplayed = `WITH room AS MATERIALIZED (
+		SELECT CASE WHEN $3 AND ` + letGo + ` THEN 0 ELSE $2::bigint - (SELECT count(*) FROM (
+			SELECT FROM posthorn.queue q WHERE q.run = $1 AND q.trigger = 'replay' AND q.attempt = 1 AND coalesce(q.node, 0) <> -3 LIMIT $2) q) END AS n
+	), page AS MATERIALIZED (
+		SELECT ctid AS place FROM posthorn.queue WHERE run = $1 AND node = -3 ORDER BY event LIMIT (SELECT n FROM room) FOR UPDATE SKIP LOCKED
+	), freed AS (
+		UPDATE posthorn.queue SET node = $4, due_at = $5 WHERE ctid = ANY (ARRAY(SELECT place FROM page)) RETURNING 1
+	)
+	SELECT (SELECT count(*) FROM freed), ` + letGo + ` OR ` + isWaiting
+
+// FreeReplayed implements [posthorn.Store].
+func (s *Store) FreeReplayed(ctx context.Context, r *posthorn.Replay, limit posthorn.ReplayLimit) (freed int, left bool, err error) {
+	var node *int64
+	if limit.Held {
+		held := int64(heldNode)
+		node = &held
+	}
+	err = s.write(ctx, func(ctx context.Context, t *transaction) error {
+		return t.run(ctx, func(b *batch) {
+			b.queue(freeReplayed, r.Run, limit.Untried, limit.Alone, node, micros(limit.Now)).
+				QueryRow(func(row pgx.Row) error { return row.Scan(&freed, &left) })
+		})
+	})
+	if freed > 0 {
+		s.lanes.freed(r.WebhookSeq, limit.Now)
+	}
+	return freed, left, err
+}
+
+const dropReplayed = `WITH page AS MATERIALIZED (
+		SELECT * FROM (SELECT ctid AS place FROM posthorn.queue WHERE run = $1 AND node = -3 LIMIT $2 FOR UPDATE SKIP LOCKED) waiting
+		UNION ALL
+		SELECT * FROM (SELECT ctid AS place FROM posthorn.queue WHERE run = $1 AND trigger = 'replay' AND coalesce(node, 0) <> -3
+			AND coalesce(node, 0) <= 0 LIMIT $2 FOR UPDATE SKIP LOCKED) free
+		LIMIT $2
+	), gone AS (
+		DELETE FROM posthorn.queue WHERE ctid = ANY (ARRAY(SELECT place FROM page)) RETURNING 1
+	) SELECT count(*) FROM gone`
+
+// DropReplayed implements [posthorn.Store].
+func (s *Store) DropReplayed(ctx context.Context, r *posthorn.Replay, limit int) (dropped int, left bool, err error) {
+	err = s.write(ctx, func(ctx context.Context, t *transaction) error {
+		return t.run(ctx, func(b *batch) {
+			b.queue(dropReplayed, r.Run, limit).QueryRow(func(row pgx.Row) error { return row.Scan(&dropped) })
+			b.queue("SELECT "+letGo+" OR "+isWaiting, r.Run).QueryRow(func(row pgx.Row) error { return row.Scan(&left) })
+		})
+	})
+	return dropped, left, err
+}
+
+// pruneReplays removes replays that have ended.
+func (s *Store) pruneReplays(ctx context.Context, before time.Time) error {
+	return s.write(ctx, func(ctx context.Context, t *transaction) error {
+		return t.run(ctx, func(b *batch) { b.queue("DELETE FROM posthorn.replays WHERE ended_at < $1", micros(before)) })
+	})
+}

@@ -1,0 +1,395 @@
+package posthorn
+
+import (
+	"context"
+	"maps"
+	"time"
+)
+
+// Replay is a range of past events that are sent to one webhook. It is durable: any node goes on with it after a crash.
+//
+// First it is planned, from the newest event to the oldest: what is to be sent gets entries in the queue that wait. Then these are
+// let go from the oldest on, a few at a time, so that new events of the webhook wait behind few of them. Each has the whole retry policy.
+type Replay struct {
+	Seq        int64 // the store's number for it, ascending in the order of creation
+	ID         string
+	RepoID     string
+	WebhookID  string
+	WebhookSeq int64
+	Run        int64 // of all its deliveries
+	Version    int64 // which the store counts up with each change
+	CreatedAt  time.Time
+	EndedAt    time.Time // zero: it has not ended
+
+	ReplayRange
+
+	State ReplayState
+	// Before is up to where it is planned: the next events are those whose Seq is smaller. Zero: from the newest.
+	Before    int64
+	Examined  int64 // events of the range that were looked at
+	Matched   int64 // of these, those to be sent
+	Succeeded int64 // of these, those that were delivered
+	Failed    int64 // of these, those whose last attempt has failed
+}
+
+// ReplayRange says which events are replayed. A webhook gets only what it wants as it is now: its types of events, and its filter. What is
+// on its way to it already is left out, and so are pings. A store keeps it as JSON.
+type ReplayRange struct {
+	Since      time.Time  `json:"since"`                // when the first events were accepted, inclusive
+	Until      time.Time  `json:"until"`                // exclusive; zero, or later than now: now
+	Only       ReplayOnly `json:"only"`                 // empty: [ReplayFailed]
+	EventTypes []string   `json:"eventTypes,omitempty"` // of these types, or patterns, only; none: all that the webhook wants
+	DryRun     bool       `json:"dryRun,omitempty"`     // find out how many there are, and send nothing
+}
+
+// ReplayOnly says which events of its range a replay sends.
+type ReplayOnly string
+
+// What a replay can send.
+const (
+	ReplayFailed ReplayOnly = "failed" // of which all attempts have failed
+	// ReplayMissed are those that no attempt was made of: the webhook was made later, was inactive, or did not want them then. An event that no webhook
+	// wanted is there only with [Config.KeepAllEvents].
+	ReplayMissed ReplayOnly = "missed"
+	ReplayAll    ReplayOnly = "all" // those that were delivered, too
+)
+
+// ReplayState is how far a replay has come.
+type ReplayState string
+
+// The states of a replay. It has ended when it is done or canceled.
+const (
+	ReplayPlanning  ReplayState = "planning"
+	ReplayRunning   ReplayState = "running"
+	ReplayCanceling ReplayState = "canceling"
+	ReplayCanceled  ReplayState = "canceled"
+	ReplayDone      ReplayState = "done"
+)
+
+// Ended reports whether it stays as it is.
+func (s ReplayState) Ended() bool { return s == ReplayCanceled || s == ReplayDone }
+
+// ReplayQuery selects replays of a webhook, newest first.
+type ReplayQuery struct {
+	RepoID    string
+	WebhookID string
+	ID        string // only this one; empty: all
+	Before    int64  // only those whose Seq is smaller; zero: from the newest
+	Limit     int
+}
+
+// Outcome is what the log and the queue have of an event for a webhook.
+type Outcome struct {
+	Attempts  int  // in the log, of all runs
+	Delivered bool // one of them was a success
+	Queued    bool // there is an entry
+}
+
+// ReplayLimit is how many entries of a replay may be let go.
+type ReplayLimit struct {
+	Now     time.Time // when they are due
+	Untried int       // how many that no attempt was made of may be in the queue then, beside those that wait
+	Alone   bool      // with none at all in the queue beside those that wait
+	Held    bool      // they become held, and not free
+}
+
+const (
+	// replayUntried is how many entries of a replay are let go ahead of their first attempts.
+	replayUntried = 64
+	// replayEvery is how often replays are looked at when nothing else tells to, and findReplays how often while there are none.
+	replayEvery = time.Second
+	findReplays = 10 * time.Second
+	// replayPause is the least time between two steps.
+	replayPause = 10 * time.Millisecond
+	// replayLeft is for how long a replay is left to another node that has moved it on.
+	replayLeft = 5 * time.Second
+	// replayWait is for how long StartReplay waits for the end of planning.
+	replayWait = 5 * time.Second
+
+	replayDrop = 500 // entries at a time
+	replayPage = 100
+)
+
+// StartReplay sends past events of a range to a webhook. What it returns is durable, and has the number of events, in Matched, unless finding
+// that out takes more than five seconds: then its State is [ReplayPlanning] still.
+//
+// CodeInvalid with the field at fault, CodeConflict for a webhook that is not active (but for a dry run) or has a replay that has not ended.
+func (d *Dispatcher) StartReplay(ctx context.Context, repoID, webhookID string, of ReplayRange) (Replay, error) {
+	w, err := d.Webhook(ctx, repoID, webhookID)
+	if err != nil {
+		return Replay{}, err
+	}
+	now := d.clock.now()
+	if of.Until.IsZero() || of.Until.After(now) {
+		of.Until = now.Add(time.Microsecond) // what was accepted at this very moment is there
+	}
+	of.Since, of.Until = of.Since.UTC().Truncate(time.Microsecond), of.Until.UTC().Truncate(time.Microsecond)
+	if of.Only == "" {
+		of.Only = ReplayFailed
+	}
+	switch {
+	case !w.Active && !of.DryRun:
+		return Replay{}, Errorf(CodeConflict, "the webhook is not active%s: make it active, and then replay what it has missed", w.whyInactive())
+	case of.Since.IsZero():
+		return Replay{}, invalid("since", "it is missing")
+	case !of.Since.Before(of.Until):
+		return Replay{}, invalid("since", "it is not before until, nor before now")
+	case of.Only != ReplayFailed && of.Only != ReplayMissed && of.Only != ReplayAll:
+		return Replay{}, invalid("only", "%.32q is not one of %s, %s and %s", of.Only, ReplayFailed, ReplayMissed, ReplayAll)
+	}
+	if err := d.checkTypes("eventTypes", w.RepoID, of.EventTypes); err != nil {
+		return Replay{}, err
+	}
+	r := Replay{ID: newID(now), RepoID: repoID, WebhookID: webhookID, CreatedAt: now, ReplayRange: of, State: ReplayPlanning}
+	writing := ctx
+	if !of.DryRun {
+		writing = d.audited(ctx, AuditEntry{Action: "replay.create", RepoID: repoID, Subject: r.ID, Detail: "webhook " + webhookID + ", " + string(of.Only)})
+	}
+	if err := d.store.CreateReplay(writing, &r); err != nil {
+		return Replay{}, err
+	}
+	wake(d.replays)
+	return d.planned(ctx, r), nil
+}
+
+// planned waits for a replay to be planned, if that takes no time.
+func (d *Dispatcher) planned(ctx context.Context, r Replay) Replay {
+	ctx, cancel := context.WithTimeout(ctx, replayWait)
+	defer cancel()
+	for r.State == ReplayPlanning && d.running() == nil {
+		select {
+		case <-ctx.Done():
+			return r
+		case <-time.After(2 * replayPause):
+		}
+		if now, err := d.Replay(ctx, r.RepoID, r.WebhookID, r.ID); err == nil {
+			r = now
+		}
+	}
+	return r
+}
+
+// Replay returns a replay of a webhook.
+func (d *Dispatcher) Replay(ctx context.Context, repoID, webhookID, id string) (Replay, error) {
+	page, err := d.Replays(ctx, ReplayQuery{RepoID: repoID, WebhookID: webhookID, ID: id, Limit: 1})
+	if err == nil && len(page.Items) == 0 {
+		err = Errorf(CodeNotFound, "Replay not found")
+	}
+	if err != nil {
+		return Replay{}, err
+	}
+	return page.Items[0], nil
+}
+
+// Replays returns a page of a webhook's replays. Those that have ended are kept for [Config.Retention].
+func (d *Dispatcher) Replays(ctx context.Context, q ReplayQuery) (Page[Replay], error) {
+	if err := d.checkRepo(ctx, q.RepoID); err != nil {
+		return Page[Replay]{}, err
+	}
+	return d.store.Replays(ctx, q)
+}
+
+// CancelReplay ends a replay: what waits, or waits for its next attempt, is not sent any more. What a node has taken up already is, at most 64
+// events, once each. One that has ended stays as it is.
+func (d *Dispatcher) CancelReplay(ctx context.Context, repoID, webhookID, id string) (Replay, error) {
+	for {
+		r, err := d.Replay(ctx, repoID, webhookID, id)
+		if err != nil || r.State.Ended() || r.State == ReplayCanceling {
+			return r, err
+		}
+		r.State = ReplayCanceling
+		writing := d.audited(ctx, AuditEntry{Action: "replay.cancel", RepoID: repoID, Subject: id, Detail: "webhook " + webhookID})
+		if err = d.store.UpdateReplay(writing, &r, nil); ErrorCode(err) != CodeConflict { // else it was being planned, or has ended
+			wake(d.replays)
+			return r, err
+		}
+	}
+}
+
+// keepReplaying moves replays on. Any node may do so with any of them: of two that do the same, the store lets one.
+func (d *Dispatcher) keepReplaying(ctx context.Context) {
+	left := map[int64]time.Time{} // replays, until when they are left to another node
+	for {
+		began := time.Now()
+		open, more := d.stepReplays(ctx, left)
+		select { // half of the time is left to what the store is for
+		case <-ctx.Done():
+			return
+		case <-time.After(max(replayPause, time.Since(began))):
+		}
+		if more {
+			continue
+		}
+		every := findReplays
+		if open {
+			every = replayEvery
+		}
+		next := time.NewTimer(every)
+		select {
+		case <-ctx.Done():
+			next.Stop()
+			return
+		case <-next.C:
+		case <-d.replays:
+			next.Stop()
+		}
+	}
+}
+
+// stepReplays makes a step of each open replay. It reports whether there are any, and whether some have more to do at once.
+func (d *Dispatcher) stepReplays(ctx context.Context, left map[int64]time.Time) (open, more bool) {
+	maps.DeleteFunc(left, func(_ int64, until time.Time) bool { return time.Now().After(until) })
+	for after := int64(0); ; {
+		page, err := d.store.OpenReplays(ctx, after, replayPage)
+		if err != nil {
+			d.storeFailed("look for replays", err)
+			return true, false
+		}
+		open = open || len(page) > 0
+		for i := range page {
+			r := &page[i]
+			after = r.Seq
+			if _, ok := left[r.Seq]; ok {
+				continue
+			}
+			again, err := d.stepReplay(ctx, r)
+			switch ErrorCode(err) {
+			case "", CodeNotFound: // it went with its webhook
+			case CodeConflict:
+				left[r.Seq] = time.Now().Add(replayLeft)
+			default:
+				d.storeFailed("replay events", err)
+			}
+			more = more || again && err == nil
+		}
+		if len(page) < replayPage {
+			return open, more
+		}
+	}
+}
+
+// stepReplay moves a replay on, and reports whether there is more to do at once.
+func (d *Dispatcher) stepReplay(ctx context.Context, r *Replay) (more bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	left, dropped := true, 0
+	switch r.State {
+	case ReplayPlanning:
+		return true, d.plan(ctx, r)
+	case ReplayCanceling:
+		dropped, left, err = d.store.DropReplayed(ctx, r, replayDrop)
+	default:
+		left, err = d.free(ctx, r)
+	}
+	if err != nil || left {
+		return dropped > 0, err
+	}
+	if r.State == ReplayCanceling {
+		r.State = ReplayCanceled
+	} else {
+		r.State = ReplayDone
+	}
+	r.EndedAt = d.clock.now()
+	return false, d.store.UpdateReplay(ctx, r, nil)
+}
+
+// plan looks at the next events of a replay.
+func (d *Dispatcher) plan(ctx context.Context, r *Replay) error {
+	w, err := d.store.Webhook(ctx, r.RepoID, r.WebhookID)
+	if err != nil {
+		return err
+	}
+	page, err := d.store.Events(ctx, EventQuery{RepoID: r.RepoID, Until: r.Until, Before: r.Before, Limit: MaxScan})
+	if err != nil {
+		return err
+	}
+	var candidates []*AcceptedEvent
+	old := 0
+	for i := range page.Items {
+		e := &page.Items[i]
+		if e.CreatedAt.Before(r.Since) {
+			old++
+			continue
+		}
+		r.Examined++
+		if e.Type == EventPing || !r.covers(e.Type) {
+			continue
+		}
+		state, _, err := d.unwantedBy(&w, e)
+		if err != nil {
+			return err
+		}
+		if state == "" {
+			candidates = append(candidates, e)
+		}
+	}
+	outcomes, err := d.store.Outcomes(ctx, w.Seq, candidates)
+	if err != nil {
+		return err
+	}
+	var chosen []*AcceptedEvent
+	for i, o := range outcomes {
+		if r.Only.takes(o) {
+			chosen = append(chosen, candidates[i])
+		}
+	}
+	// Events are numbered nearly in the order of their times: it looks on until a whole page is too old.
+	r.Before = page.Next
+	planned := page.Next == 0 || old > 0 && old == len(page.Items)
+	switch {
+	case planned && r.DryRun:
+		r.State, r.EndedAt = ReplayDone, d.clock.now()
+	case planned:
+		r.State = ReplayRunning
+	}
+	if r.DryRun {
+		r.Matched += int64(len(chosen))
+		chosen = nil
+	}
+	return d.store.UpdateReplay(ctx, r, chosen)
+}
+
+// covers reports whether events of a type are replayed.
+func (r *ReplayRange) covers(eventType string) bool {
+	for _, pattern := range r.EventTypes {
+		if covers(pattern, eventType) {
+			return true
+		}
+	}
+	return len(r.EventTypes) == 0
+}
+
+func (o ReplayOnly) takes(got Outcome) bool {
+	switch {
+	case got.Queued:
+		return false
+	case o == ReplayFailed:
+		return got.Attempts > 0 && !got.Delivered
+	case o == ReplayMissed:
+		return got.Attempts == 0
+	}
+	return true
+}
+
+// free lets the next entries of a replay go, and reports whether the queue has any of its entries. Where the webhook wants its events in an order,
+// it is one at a time.
+func (d *Dispatcher) free(ctx context.Context, r *Replay) (left bool, err error) {
+	w, err := d.store.Webhook(ctx, r.RepoID, r.WebhookID)
+	if err != nil {
+		return false, err
+	}
+	limit := ReplayLimit{Now: d.clock.now(), Untried: replayUntried, Held: w.Polled}
+	if w.Ordering != "" {
+		limit.Untried, limit.Alone = 1, true
+	}
+	freed, left, err := d.store.FreeReplayed(ctx, r, limit)
+	if err != nil || freed == 0 {
+		return left, err
+	}
+	if w.Polled {
+		d.polls.wake(w.Seq)
+	} else {
+		d.sched.wantRetry(w.Seq, false)
+	}
+	return left, nil
+}

@@ -1,0 +1,406 @@
+package posthorn_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/musehub/posthorn"
+	"github.com/musehub/posthorn/internal/sender"
+)
+
+// replay starts a replay of all that was dispatched.
+func (w *world) replay(hook posthorn.Webhook, only posthorn.ReplayOnly, change func(*posthorn.ReplayRange)) posthorn.Replay {
+	w.t.Helper()
+	of := posthorn.ReplayRange{Since: time.Now().Add(-365 * 24 * time.Hour), Only: only}
+	if change != nil {
+		change(&of)
+	}
+	r, err := w.StartReplay(w.t.Context(), hook.RepoID, hook.ID, of)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return r
+}
+
+// replayed returns what has become of a replay.
+func (w *world) replayed(r posthorn.Replay) posthorn.Replay {
+	w.t.Helper()
+	got, err := w.Replay(w.t.Context(), r.RepoID, r.WebhookID, r.ID)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return got
+}
+
+func (w *world) wantReplay(r posthorn.Replay, state posthorn.ReplayState, matched, succeeded, failed int64) {
+	w.t.Helper()
+	if r.State != state || r.Matched != matched || r.Succeeded != succeeded || r.Failed != failed {
+		w.t.Errorf("the replay is %s, %d matched, %d succeeded, %d failed; want %s, %d, %d, %d",
+			r.State, r.Matched, r.Succeeded, r.Failed, state, matched, succeeded, failed)
+	}
+}
+
+// What can be replayed is told apart: delivered, failed, and what a webhook never got.
+func TestReplay(t *testing.T) {
+	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
+		keeper := w.webhook("r1", bad, "push")
+		inactive := false
+		hook := w.webhook("r1", good, "push")
+		w.answers(refusing("failed1", "failed2"))
+		w.dispatch("r1", "ok1")
+		w.dispatch("r1", "failed1")
+		w.dispatch("r1", "failed2")
+		pass(time.Minute)
+		if _, err := w.UpdateWebhook(t.Context(), "r1", hook.ID, posthorn.WebhookPatch{Active: &inactive}); err != nil {
+			t.Fatal(err)
+		}
+		w.dispatch("r1", "missed1")
+		w.dispatch("r1", "missed2")
+		pass(time.Minute)
+		_, err := w.StartReplay(t.Context(), "r1", hook.ID, posthorn.ReplayRange{Since: time.Now().Add(-time.Hour)})
+		if posthorn.ErrorCode(err) != posthorn.CodeConflict {
+			t.Errorf("of an inactive webhook: %v", err)
+		}
+		dry := w.replay(hook, posthorn.ReplayMissed, func(of *posthorn.ReplayRange) { of.DryRun = true })
+		w.wantReplay(w.replayed(dry), posthorn.ReplayDone, 2, 0, 0)
+		active := true
+		if _, err := w.UpdateWebhook(t.Context(), "r1", hook.ID, posthorn.WebhookPatch{Active: &active}); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Second)
+		sent := len(w.seen(good))
+		w.answers(func(r request) sender.Outcome { return ok200 })
+		since := func() []string {
+			var ids []string
+			for _, r := range w.seen(good)[sent:] {
+				ids = append(ids, r.eventID)
+			}
+			sent = len(w.seen(good))
+			return ids
+		}
+		for _, test := range []struct {
+			only posthorn.ReplayOnly
+			dry  int64
+			want string
+		}{
+			{posthorn.ReplayFailed, 2, "failed1 failed2"},
+			{posthorn.ReplayFailed, 0, ""}, // they are delivered by now
+			{posthorn.ReplayMissed, 2, "missed1 missed2"},
+			{posthorn.ReplayAll, 5, "ok1 failed1 failed2 missed1 missed2"},
+		} {
+			dry := w.replay(hook, test.only, func(of *posthorn.ReplayRange) { of.DryRun = true })
+			w.wantReplay(dry, posthorn.ReplayDone, test.dry, 0, 0)
+			if got := since(); got != nil {
+				t.Errorf("a dry run sent %q", got)
+			}
+			r := w.replay(hook, test.only, nil)
+			pass(3 * time.Second)
+			got := since()
+			slices.Sort(got)
+			want := strings.Fields(test.want)
+			slices.Sort(want)
+			if !slices.Equal(got, want) {
+				t.Errorf("%s sent %q, want %q", test.only, got, want)
+			}
+			w.wantReplay(w.replayed(r), posthorn.ReplayDone, int64(len(want)), int64(len(want)), 0)
+		}
+		for _, r := range w.seen(good) {
+			if id := r.header["webhook-id"]; len(id) != 1 || id[0] != r.eventID || r.body != fmt.Sprintf(`{"id":%q}`, r.eventID) {
+				t.Errorf("the request was %+v", r)
+			}
+		}
+		if got := w.deliveries(hook)[0]; got.Trigger != posthorn.TriggerReplay || got.Run == 0 {
+			t.Errorf("the newest delivery is %+v", got)
+		}
+		if got := w.sentTo(bad); strings.Contains(got, "ok1 ok1") || len(strings.Fields(got)) != 9 {
+			t.Errorf("the other webhook got %q", got)
+		}
+		page, err := w.Replays(t.Context(), posthorn.ReplayQuery{RepoID: "r1", WebhookID: hook.ID, Limit: 5})
+		if err != nil || len(page.Items) != 5 || page.Next == 0 || page.Items[0].Only != posthorn.ReplayAll {
+			t.Errorf("replays: %+v, %v", page, err)
+		}
+		if _, err := w.Replay(t.Context(), "r1", keeper.ID, page.Items[0].ID); posthorn.ErrorCode(err) != posthorn.CodeNotFound {
+			t.Errorf("another webhook's: %v", err)
+		}
+	})
+}
+
+// Only what the webhook wants as it is now is replayed, and of that what is asked for.
+func TestReplayRange(t *testing.T) {
+	inWorld(t, posthorn.Config{EventTypes: []string{"push", "issue.opened", "issue.closed"}, KeepAllEvents: true}, func(t *testing.T, w *world) {
+		dispatch := func(id, eventType, branch string) {
+			t.Helper()
+			_, err := w.Dispatch(t.Context(), posthorn.Event{RepoID: "r1", ID: id, Type: eventType, Payload: map[string]any{"branch": branch}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			pass(time.Minute)
+		}
+		began := time.Now()
+		dispatch("a", "push", "main")
+		dispatch("b", "push", "dev")
+		dispatch("c", "issue.opened", "main")
+		dispatch("d", "issue.closed", "main")
+		dispatch("e", "push", "main")
+		hook, err := w.CreateWebhook(t.Context(), posthorn.NewWebhook{
+			RepoID: "r1", URL: good, Events: []string{"push", "issue.*"}, Options: posthorn.Options{Filter: `payload.branch == "main"`},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Ping(t.Context(), "r1", hook.ID); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Second)
+		for _, test := range []struct {
+			of   posthorn.ReplayRange
+			want int64
+		}{
+			{posthorn.ReplayRange{Since: began}, 4},
+			{posthorn.ReplayRange{Since: began.Add(time.Minute)}, 3},
+			{posthorn.ReplayRange{Since: began.Add(2*time.Minute + time.Microsecond)}, 2},
+			{posthorn.ReplayRange{Since: began, Until: began.Add(4 * time.Minute)}, 3},
+			{posthorn.ReplayRange{Since: began, Until: began.Add(time.Hour)}, 4},
+			{posthorn.ReplayRange{Since: began, EventTypes: []string{"push"}}, 2},
+			{posthorn.ReplayRange{Since: began, EventTypes: []string{"issue.*", "push"}}, 4},
+			{posthorn.ReplayRange{Since: began, EventTypes: []string{"issue.closed"}}, 1},
+		} {
+			for _, only := range []posthorn.ReplayOnly{posthorn.ReplayMissed, posthorn.ReplayAll} {
+				test.of.Only, test.of.DryRun = only, true
+				r, err := w.StartReplay(t.Context(), "r1", hook.ID, test.of)
+				if err != nil {
+					t.Fatal(err)
+				}
+				pass(time.Second)
+				w.wantReplay(w.replayed(r), posthorn.ReplayDone, test.want, 0, 0)
+			}
+		}
+		for field, of := range map[string]posthorn.ReplayRange{
+			"since":      {},
+			"only":       {Since: began, Only: "some"},
+			"eventTypes": {Since: began, EventTypes: []string{"pusch"}},
+		} {
+			_, err := w.StartReplay(t.Context(), "r1", hook.ID, of)
+			if posthorn.ErrorCode(err) != posthorn.CodeInvalid || !strings.Contains(err.Error(), field) {
+				t.Errorf("%s: %v", field, err)
+			}
+		}
+		if _, err := w.StartReplay(t.Context(), "r1", hook.ID, posthorn.ReplayRange{Since: began, Until: began}); posthorn.ErrorCode(err) != posthorn.CodeInvalid {
+			t.Errorf("an empty range: %v", err)
+		}
+		if _, err := w.StartReplay(t.Context(), "r2", hook.ID, posthorn.ReplayRange{Since: began}); posthorn.ErrorCode(err) != posthorn.CodeNotFound {
+			t.Errorf("another repo's: %v", err)
+		}
+	})
+}
+
+// Events that nobody wants are kept if asked for, whichever way they come, and are recognised when they come again.
+func TestKeepAllEvents(t *testing.T) {
+	inWorld(t, posthorn.Config{KeepAllEvents: true}, func(t *testing.T, w *world) {
+		for _, again := range []bool{false, true} {
+			if r := w.dispatch("r1", "a"); r.Deliveries != 0 || r.Duplicate != again {
+				t.Errorf("the receipt is %+v", r)
+			}
+		}
+		event := posthorn.Event{RepoID: "r1", ID: "b", Type: "push", Payload: json.RawMessage(`{}`)}
+		if r, err := w.DispatchBatch(t.Context(), []posthorn.Event{event}); err != nil || r[0].Deliveries != 0 {
+			t.Errorf("the receipts are %+v, %v", r, err)
+		}
+		page, err := w.Events(t.Context(), posthorn.EventQuery{RepoID: "r1", Limit: 10})
+		if err != nil || len(page.Items) != 2 {
+			t.Fatalf("events: %+v, %v", page, err)
+		}
+		hook := w.webhook("r1", good)
+		r := w.replay(hook, posthorn.ReplayMissed, nil)
+		pass(time.Second)
+		if got := w.sentTo(good); got != "a b" {
+			t.Errorf("it got %q", got)
+		}
+		w.wantReplay(w.replayed(r), posthorn.ReplayDone, 2, 2, 0)
+	})
+}
+
+// A long replay survives crashes in the middle of planning and of sending, holds up new events only for moments, and sends each event.
+func TestReplaySurvives(t *testing.T) {
+	inWorld(t, posthorn.Config{KeepAllEvents: true, MaxInFlightPerWebhook: 4}, func(t *testing.T, w *world) {
+		const events = 3000
+		for i := 0; i < events; i += posthorn.MaxBatch {
+			var batch []posthorn.Event
+			for j := range posthorn.MaxBatch {
+				batch = append(batch, posthorn.Event{RepoID: "r1", ID: fmt.Sprint("e", i+j), Type: "push", Payload: json.RawMessage(`{}`)})
+			}
+			if _, err := w.DispatchBatch(t.Context(), batch); err != nil {
+				t.Fatal(err)
+			}
+		}
+		hook := w.webhook("r1", good)
+		w.answers(func(request) sender.Outcome {
+			pass(100 * time.Millisecond)
+			return ok200
+		})
+		r := w.replay(hook, posthorn.ReplayAll, nil)
+		w.crash()
+		w.start()
+		pass(31 * time.Second)
+		seen := len(w.seen(good))
+		w.crash()
+		b := w.another("B")
+		w.start()
+		pass(20 * time.Second)
+		dispatched := time.Now()
+		w.dispatch("r1", "new")
+		pass(5 * time.Second)
+		for _, r := range w.seen(good) {
+			if r.eventID == "new" && r.at.Sub(dispatched) > 2*time.Second {
+				t.Errorf("the new event waited for %v", r.at.Sub(dispatched))
+			}
+		}
+		if n := len(w.seen(good)); seen == 0 || n >= events {
+			t.Errorf("%d and %d requests were made: a crash was not in the middle", seen, n)
+		}
+		pass(2 * time.Minute)
+		w.wantReplay(b.replayed(r), posthorn.ReplayDone, events, events, 0)
+		times := map[string]int{}
+		for _, r := range w.seen(good) {
+			times[r.eventID]++
+		}
+		if len(times) != events+1 {
+			t.Errorf("%d events were sent", len(times))
+		}
+		for id, n := range times {
+			if n > 2 { // once more for each crash at most
+				t.Errorf("%s was sent %d times", id, n)
+			}
+		}
+		if w.most[good] > 2*4 {
+			t.Errorf("%d at once", w.most[good])
+		}
+	})
+}
+
+// Each event has the whole retry policy. Of those that fail others don't wait for the end.
+func TestReplayRetries(t *testing.T) {
+	inWorld(t, posthorn.Config{KeepAllEvents: true}, func(t *testing.T, w *world) {
+		for i := range 200 {
+			w.dispatch("r1", fmt.Sprint("e", i))
+		}
+		hook := w.webhook("r1", good)
+		policy := "1m,1m"
+		if _, err := w.UpdateWebhook(t.Context(), "r1", hook.ID, posthorn.WebhookPatch{RetryPolicy: &policy}); err != nil {
+			t.Fatal(err)
+		}
+		w.answers(func(r request) sender.Outcome {
+			if strings.HasSuffix(r.eventID, "7") {
+				return sender.Outcome{Status: 500}
+			}
+			return ok200
+		})
+		r := w.replay(hook, posthorn.ReplayAll, nil)
+		pass(30 * time.Second)
+		w.wantReplay(w.replayed(r), posthorn.ReplayRunning, 200, 180, 0)
+		pass(5 * time.Minute)
+		w.wantReplay(w.replayed(r), posthorn.ReplayDone, 200, 180, 20)
+		if n := len(w.seen(good)); n != 180+3*20 {
+			t.Errorf("%d requests were made", n)
+		}
+	})
+}
+
+// A webhook that wants its events in order gets them so.
+func TestReplayOrdered(t *testing.T) {
+	inWorld(t, posthorn.Config{KeepAllEvents: true}, func(t *testing.T, w *world) {
+		var want []string
+		for i := range 20 {
+			id := fmt.Sprint("e", i)
+			w.dispatch("r1", id)
+			want = append(want, id)
+			if i == 3 {
+				want = append(want, id, id)
+			}
+		}
+		hook := w.orderedWebhook(good, posthorn.OrderingStrict)
+		w.answers(refusing("e3"))
+		r := w.replay(hook, posthorn.ReplayAll, nil)
+		pass(time.Minute)
+		if got := w.sentTo(good); got != strings.Join(want, " ") {
+			t.Errorf("it got %q", got)
+		}
+		w.wantReplay(w.replayed(r), posthorn.ReplayDone, 20, 19, 1)
+	})
+}
+
+// A canceled replay sends no more than what was taken up, and makes room for another one.
+func TestCancelReplay(t *testing.T) {
+	inWorld(t, posthorn.Config{KeepAllEvents: true, MaxInFlightPerWebhook: 1}, func(t *testing.T, w *world) {
+		for i := range 1500 {
+			w.dispatch("r1", fmt.Sprint("e", i))
+		}
+		hook := w.webhook("r1", good)
+		w.answers(func(request) sender.Outcome {
+			pass(time.Second)
+			return sender.Outcome{Status: 500}
+		})
+		r := w.replay(hook, posthorn.ReplayAll, nil)
+		pass(2 * time.Second)
+		_, err := w.StartReplay(t.Context(), "r1", hook.ID, posthorn.ReplayRange{Since: time.Now().Add(-time.Hour)})
+		if posthorn.ErrorCode(err) != posthorn.CodeConflict {
+			t.Errorf("a second one: %v", err)
+		}
+		if _, err := w.CancelReplay(t.Context(), "r1", hook.ID, r.ID); err != nil {
+			t.Fatal(err)
+		}
+		pass(10 * time.Minute)
+		if r = w.replayed(r); r.State != posthorn.ReplayCanceled || r.EndedAt.IsZero() {
+			t.Errorf("it is %+v", r)
+		}
+		sent := len(w.seen(good))
+		if sent == 0 || sent > 64 {
+			t.Errorf("%d requests were made", sent)
+		}
+		if again, err := w.CancelReplay(t.Context(), "r1", hook.ID, r.ID); err != nil || again.State != posthorn.ReplayCanceled {
+			t.Errorf("canceling again: %+v, %v", again, err)
+		}
+		if second := w.replay(hook, posthorn.ReplayAll, nil); second.Matched != 1500 {
+			t.Errorf("the next one is %+v", second)
+		}
+	})
+}
+
+// A receiver that polls gets what is replayed.
+func TestReplayPolled(t *testing.T) {
+	inWorld(t, posthorn.Config{KeepAllEvents: true}, func(t *testing.T, w *world) {
+		for i := range 150 {
+			w.dispatch("r1", fmt.Sprint("e", i))
+		}
+		hook, err := w.CreateWebhook(t.Context(), posthorn.NewWebhook{RepoID: "r1", Events: []string{"push"}, Options: posthorn.Options{Polled: true}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := w.replay(hook, posthorn.ReplayMissed, nil)
+		got := 0
+		for q := (posthorn.PollQuery{Limit: 50, Wait: time.Second}); ; {
+			p, err := w.Poll(t.Context(), "r1", hook.ID, q)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range p.Events {
+				if e.ID != fmt.Sprint("e", got) || e.Trigger != posthorn.TriggerReplay {
+					t.Fatalf("event %d is %s, %s", got, e.ID, e.Trigger)
+				}
+				got++
+			}
+			if q.Cursor = p.Cursor; q.Cursor == "" {
+				break
+			}
+		}
+		if got != 150 {
+			t.Errorf("%d events came", got)
+		}
+		pass(time.Second)
+		w.wantReplay(w.replayed(r), posthorn.ReplayDone, 150, 150, 0)
+	})
+}
