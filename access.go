@@ -25,7 +25,7 @@ const (
 	ScopeWebhooksRead    Scope = "webhooks:read" // and their secrets' ids and public keys
 	ScopeWebhooksWrite   Scope = "webhooks:write"
 	ScopeDeliveriesRead  Scope = "deliveries:read"
-	ScopeDeliveriesWrite Scope = "deliveries:write" // redeliver
+	ScopeDeliveriesWrite Scope = "deliveries:write" // redeliver, replay, poll
 	ScopeEventsRead      Scope = "events:read"
 	ScopeEventsWrite     Scope = "events:write"
 	ScopeAuditRead       Scope = "audit:read"

@@ -15,7 +15,7 @@ import (
 )
 
 // tenant is what a repo has.
-type tenant struct{ repo, webhook, delivery, event, secret string }
+type tenant struct{ repo, webhook, delivery, event, secret, replay string }
 
 // tenant makes a repo with one of everything.
 func (api *testAPI) tenant(repo string) tenant {
@@ -28,12 +28,14 @@ func (api *testAPI) tenant(repo string) tenant {
 	t.delivery = (<-api.made).ID
 	secrets := api.do("GET", base+"/webhooks/"+t.webhook+"/secrets", "").ok(http.StatusOK)["secrets"].([]any)
 	t.secret = secrets[0].(map[string]any)["secretId"].(string)
+	replay := api.do("POST", base+"/webhooks/"+t.webhook+"/replays", `{"since":"2026-01-01T00:00:00Z","dryRun":true}`).ok(http.StatusCreated)
+	t.replay = replay["replayId"].(string)
 	return t
 }
 
 // at is the path of a route in the repo, with the ids of what another tenant has.
 func (t tenant) at(route string, ids tenant) string {
-	return strings.NewReplacer("{repoId}", t.repo, "{webhookId}", ids.webhook, "{deliveryId}", ids.delivery, "{eventId}", ids.event,
+	return strings.NewReplacer("{replayId}", ids.replay, "{repoId}", t.repo, "{webhookId}", ids.webhook, "{deliveryId}", ids.delivery, "{eventId}", ids.event,
 		"{secretId}", ids.secret, "{tokenId}", "01900000-0000-7000-8000-000000000000").Replace(route)
 }
 
@@ -140,7 +142,7 @@ func TestAccess(t *testing.T) {
 			return []string{"Authorization: ", "X-Scope: none"}
 		}, always(403), 404},
 	}
-	never := tenant{"never", foreign.webhook, foreign.delivery, foreign.event, foreign.secret}
+	never := tenant{"never", foreign.webhook, foreign.delivery, foreign.event, foreign.secret, foreign.replay}
 	for route := range api.operations() {
 		method, path, _ := strings.Cut(route, " ")
 		need := routes[route]
@@ -182,10 +184,10 @@ func TestForeignIDs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bodies := map[string]string{"updateWebhook": `{"active":false}`, "rotateSecret": "{}"}
+	bodies := map[string]string{"updateWebhook": `{"active":false}`, "rotateSecret": "{}", "startReplay": `{"since":"2026-01-01T00:00:00Z"}`}
 	unknown := tenant{
 		webhook: "01900000-0000-7000-8000-000000000000", delivery: "01900000-0000-7000-8000-000000000001",
-		event: "unknown", secret: "01900000-0000-7000-8000-000000000002",
+		event: "unknown", secret: "01900000-0000-7000-8000-000000000002", replay: "01900000-0000-7000-8000-000000000003",
 	}
 	foreign.event = "of-foreign"
 	api.do("POST", "/api/v1/repos/foreign/events", `{"eventType":"push","eventId":"of-foreign","payload":1}`).ok(http.StatusAccepted)

@@ -94,6 +94,7 @@ func New(d *posthorn.Dispatcher, cfg Config) (http.Handler, error) {
 	s.registerWebhooks()
 	s.registerSecrets()
 	s.registerDeliveries()
+	s.registerReplays()
 	s.registerEvents()
 	s.registerPoll()
 	s.registerAccess()

@@ -45,6 +45,7 @@ func newAPI(mux *http.ServeMux, version string) api {
 			{Name: "webhooks", Description: "Subscriptions: which events of a repo go to which URL."},
 			{Name: "secrets", Description: "What deliveries are signed with, and the keys that encrypt that at rest."},
 			{Name: "deliveries", Description: "The log of attempts, each one HTTP request of one event to one webhook."},
+			{Name: "replays", Description: "Many past events that are sent to one webhook."},
 			{Name: "events", Description: "What happened in a repo."},
 			{Name: "tokens", Description: "Who may use this API, and for what."},
 			{Name: "audit", Description: "Who changed what, and when."},

@@ -40,7 +40,8 @@ func TestDocumentedCommands(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	stand := strings.NewReplacer("POLLED", polled, "WEBHOOK", webhook, "EVENT", event, "DELIVERY", page.Deliveries[0].DeliveryID)
+	replay := field(s.call("POST", "/api/v1/repos/r1/webhooks/"+webhook+"/replays", `{"since":"2026-01-01T00:00:00Z","dryRun":true}`, http.StatusCreated), "replayId")
+	stand := strings.NewReplacer("REPLAY", replay, "POLLED", polled, "WEBHOOK", webhook, "EVENT", event, "DELIVERY", page.Deliveries[0].DeliveryID)
 	for _, document := range documents {
 		ran := 0
 		for _, command := range shellCommands(t, document) {

@@ -35,6 +35,7 @@ type cli struct {
 	Secrets    secretsCmd    `cmd:"" group:"client" help:"List, rotate and revoke the secrets that sign the deliveries of a webhook."`
 	Dispatch   dispatchCmd   `cmd:"" group:"client" help:"Dispatch an event to the webhooks of a repo that subscribe to it."`
 	Deliveries deliveriesCmd `cmd:"" group:"client" help:"List, show, follow and repeat deliveries."`
+	Replays    replaysCmd    `cmd:"" group:"client" help:"Send past events to a webhook, again or for the first time."`
 	Events     eventsCmd     `cmd:"" group:"client" help:"List and show events."`
 	CheckURL   checkURLCmd   `cmd:"" name:"check-url" group:"client" help:"Say whether the server would send to a URL, and which rule decides."`
 	Tokens     tokensCmd     `cmd:"" group:"client" help:"Create, list and revoke tokens for the REST API."`

@@ -40,6 +40,7 @@ type serveCmd struct {
 
 	DisableAfter          time.Duration `group:"limits" default:"120h" placeholder:"DURATION" help:"For how long all attempts must have failed, of at least 20 events, before a webhook is disabled; 0: never (default ${default})."`
 	SystemRepo            string        `group:"deliveries" placeholder:"REPO" help:"Repo whose webhooks get the operational events that they subscribe to: webhook.failing, webhook.disabled, webhook.recovered, delivery.exhausted (default none)."`
+	KeepAllEvents         bool          `group:"deliveries" help:"Store events that no webhook wants, too, so that they can be replayed to webhooks that are made later."`
 	Retention             time.Duration `group:"limits" default:"720h" placeholder:"DURATION" help:"How long events and deliveries are kept (default ${default})."`
 	AuditRetention        time.Duration `group:"limits" default:"8760h" placeholder:"DURATION" help:"How long entries of the audit log are kept (default ${default})."`
 	MaxPayload            byteSize      `group:"limits" default:"1MiB" placeholder:"SIZE" help:"Size that an event's payload may have, at most 25MiB (default ${default})."`
@@ -167,6 +168,7 @@ func (c *serveCmd) Run() error {
 		MaxInFlightPerWebhook: c.MaxInFlightPerWebhook,
 		DisableAfter:          cmp.Or(c.DisableAfter, -1),
 		SystemRepo:            c.SystemRepo,
+		KeepAllEvents:         c.KeepAllEvents,
 		Retention:             c.Retention,
 		AuditRetention:        c.AuditRetention,
 		MaxWebhooksPerRepo:    c.MaxWebhooksPerRepo,
