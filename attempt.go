@@ -239,8 +239,12 @@ func (d *Dispatcher) requestHeader(delivery *Delivery) http.Header {
 	return header
 }
 
-// RequestHeader returns the headers that a delivery's request had, with its signatures and the webhook's own headers masked.
+// RequestHeader returns the headers that a delivery's request had, with its signatures and the webhook's own headers masked; none if the receiver
+// polled.
 func (d *Dispatcher) RequestHeader(delivery Delivery) http.Header {
+	if delivery.Exchange.URL == "" {
+		return http.Header{}
+	}
 	header := d.requestHeader(&delivery)
 	if delivery.Payload != nil {
 		header["Content-Length"] = []string{strconv.Itoa(len(delivery.Payload))}

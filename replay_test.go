@@ -26,6 +26,21 @@ func (w *world) replay(hook posthorn.Webhook, only posthorn.ReplayOnly, change f
 	return r
 }
 
+// dispatchMany dispatches events of the ids e0, e1 and so on.
+func (w *world) dispatchMany(n int) {
+	w.t.Helper()
+	var batch []posthorn.Event
+	for i := range n {
+		batch = append(batch, posthorn.Event{RepoID: "r1", ID: fmt.Sprint("e", i), Type: "push", Payload: json.RawMessage(`{}`)})
+		if len(batch) == posthorn.MaxBatch || i == n-1 {
+			if _, err := w.DispatchBatch(w.t.Context(), batch); err != nil {
+				w.t.Fatal(err)
+			}
+			batch = nil
+		}
+	}
+}
+
 // replayed returns what has become of a replay.
 func (w *world) replayed(r posthorn.Replay) posthorn.Replay {
 	w.t.Helper()
@@ -227,16 +242,8 @@ func TestKeepAllEvents(t *testing.T) {
 // A long replay survives crashes in the middle of planning and of sending, holds up new events only for moments, and sends each event.
 func TestReplaySurvives(t *testing.T) {
 	inWorld(t, posthorn.Config{KeepAllEvents: true, MaxInFlightPerWebhook: 4}, func(t *testing.T, w *world) {
-		const events = 3000
-		for i := 0; i < events; i += posthorn.MaxBatch {
-			var batch []posthorn.Event
-			for j := range posthorn.MaxBatch {
-				batch = append(batch, posthorn.Event{RepoID: "r1", ID: fmt.Sprint("e", i+j), Type: "push", Payload: json.RawMessage(`{}`)})
-			}
-			if _, err := w.DispatchBatch(t.Context(), batch); err != nil {
-				t.Fatal(err)
-			}
-		}
+		const events = 700
+		w.dispatchMany(events)
 		hook := w.webhook("r1", good)
 		w.answers(func(request) sender.Outcome {
 			pass(100 * time.Millisecond)
@@ -250,7 +257,7 @@ func TestReplaySurvives(t *testing.T) {
 		w.crash()
 		b := w.another("B")
 		w.start()
-		pass(20 * time.Second)
+		pass(3 * time.Second)
 		dispatched := time.Now()
 		w.dispatch("r1", "new")
 		pass(5 * time.Second)
@@ -262,7 +269,7 @@ func TestReplaySurvives(t *testing.T) {
 		if n := len(w.seen(good)); seen == 0 || n >= events {
 			t.Errorf("%d and %d requests were made: a crash was not in the middle", seen, n)
 		}
-		pass(2 * time.Minute)
+		pass(time.Minute)
 		w.wantReplay(b.replayed(r), posthorn.ReplayDone, events, events, 0)
 		times := map[string]int{}
 		for _, r := range w.seen(good) {
@@ -336,9 +343,7 @@ func TestReplayOrdered(t *testing.T) {
 // A canceled replay sends no more than what was taken up, and makes room for another one.
 func TestCancelReplay(t *testing.T) {
 	inWorld(t, posthorn.Config{KeepAllEvents: true, MaxInFlightPerWebhook: 1}, func(t *testing.T, w *world) {
-		for i := range 1500 {
-			w.dispatch("r1", fmt.Sprint("e", i))
-		}
+		w.dispatchMany(1500)
 		hook := w.webhook("r1", good)
 		w.answers(func(request) sender.Outcome {
 			pass(time.Second)

@@ -36,6 +36,10 @@ func TestPoll(t *testing.T) {
 	if d := <-api.made; d.ID != event["deliveryId"] || !d.Success {
 		t.Errorf("the log has %+v", d)
 	}
+	logged := api.do("GET", path+"/deliveries/"+event["deliveryId"].(string), "").ok(http.StatusOK)
+	if headers := logged["request"].(map[string]any)["headers"].(map[string]any); len(headers) != 0 {
+		t.Errorf("nothing was requested, with the headers %v", headers)
+	}
 	for query, field := range map[string]string{"wait=long": "wait", "wait=2m": "wait", "limit=0": "limit", "limit=201": "limit", "cursor=AQ": "cursor"} {
 		api.do("GET", path+"/poll?"+query, "").problem(http.StatusUnprocessableEntity, "", field)
 	}
