@@ -326,6 +326,19 @@ func (m mortal) Now(ctx context.Context) (time.Time, error) {
 	})
 }
 
+func (m mortal) UpdateReplay(ctx context.Context, r *posthorn.Replay, events []*posthorn.AcceptedEvent) error {
+	_, err := tampering(ctx, m, "UpdateReplay", func() (struct{}, error) { return struct{}{}, m.Store.UpdateReplay(ctx, r, events) })
+	return err
+}
+
+func (m mortal) FreeReplayed(ctx context.Context, r *posthorn.Replay, limit posthorn.ReplayLimit) (freed int, left bool, err error) {
+	_, err = tampering(ctx, m, "FreeReplayed", func() (struct{}, error) {
+		freed, left, err = m.Store.FreeReplayed(ctx, r, limit)
+		return struct{}{}, err
+	})
+	return freed, left, err
+}
+
 func (m mortal) TokenByHash(ctx context.Context, hash string) (posthorn.Token, error) {
 	return tampering(ctx, m, "TokenByHash", func() (posthorn.Token, error) { return m.Store.TokenByHash(ctx, hash) })
 }
