@@ -3,7 +3,6 @@ package sender
 import (
 	"bufio"
 	"context"
-	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -114,9 +113,9 @@ func (s *Sender) tunnel(ctx context.Context, conn net.Conn, target netip.AddrPor
 	}()
 	if s.proxy.scheme == "https" {
 		cfg := s.shared.tls.Clone()
-		cfg.ServerName, cfg.Certificates = s.proxy.host, nil // the certificate is for receivers
-		secured := tls.Client(conn, cfg)
-		if err := secured.HandshakeContext(ctx); err != nil {
+		cfg.Certificates = nil // they are for receivers
+		secured, err := secure(ctx, conn, cfg, s.proxy.host)
+		if err != nil {
 			return nil, errors.New("TLS with the egress proxy: " + proxyCause(err))
 		}
 		conn = secured

@@ -197,7 +197,7 @@ func (a *attempt) gotConn(info httptrace.GotConnInfo) {
 	if conn := kept(info.Conn); conn != nil {
 		a.remote = conn.remote
 		if a.reused {
-			quiet(conn)
+			conn.awaitQuiet(a)
 		}
 	}
 	a.mark(got)
