@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -26,26 +25,27 @@ type Proxy struct {
 	user               *url.Userinfo
 }
 
+var (
+	errProxyURL  = errors.New("the egress proxy is no URL such as http://proxy.internal:3128, https://proxy.internal or socks5://user:password@10.0.0.1:1080")
+	errProxyPort = errors.New("the egress proxy's port must be a number from 1 to 65535")
+)
+
 // ParseProxy reads an entry of Config.EgressProxy: http, https or socks5, with user and password if the proxy wants them. Its errors
-// don't quote it.
+// quote nothing of it: where a part is missing, another one may be the password.
 func ParseProxy(raw string) (*Proxy, error) {
 	u, err := url.Parse(raw)
 	if err != nil {
-		return nil, errors.New("the egress proxy is no URL such as http://proxy.internal:3128 or socks5://user:password@10.0.0.1:1080")
+		return nil, errProxyURL
 	}
-	ports := map[string]string{"http": "80", "https": "443", "socks5": "1080"}
-	port, ok := ports[u.Scheme]
-	switch {
-	case !ok:
-		return nil, fmt.Errorf("the egress proxy's URL begins with %.20q: it must be http, https or socks5", u.Scheme)
-	case u.Hostname() == "" || u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "":
-		return nil, errors.New("the egress proxy's URL has to have a host, and nothing behind it but a port")
+	port, ok := map[string]string{"http": "80", "https": "443", "socks5": "1080"}[u.Scheme]
+	if !ok || u.Hostname() == "" || u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "" {
+		return nil, errProxyURL
 	}
 	if u.Port() != "" {
 		port = u.Port()
 	}
 	if _, err := parsePort(port); err != nil {
-		return nil, fmt.Errorf("the egress proxy's URL: %w", err)
+		return nil, errProxyPort
 	}
 	return &Proxy{u.Scheme, u.Hostname(), port, u.User}, nil
 }

@@ -276,16 +276,19 @@ func TestProxyFails(t *testing.T) {
 	}
 }
 
-// What is no proxy's URL is refused with an error that doesn't quote it, and what is one has a host and a port.
+// What is no proxy's URL is refused with an error that quotes nothing of it, and what is one has a host and a port.
 func FuzzParseProxy(f *testing.F) {
-	for _, seed := range []string{"http://proxy.internal", "https://u:p@[::1]:8443/", "socks5://10.0.0.1:1080", "http://u:p@h:x", "socks5h://h", "http://h?q", "http://@:1"} {
+	for _, seed := range []string{
+		"http://proxy.internal", "https://u:p@[::1]:8443/", "socks5://10.0.0.1:1080", "http://u:p@h:x", "socks5h://h", "http://h?q", "http://@:1",
+		"hunter2:x", "user:hunter2@proxy:3128", "USER:PASSWORD@proxy:3128", "http://user:hun%ter2@h", "http://proxy:65536", "http://user:p/w@h", "http://user:p#w@h",
+	} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, raw string) {
 		p, err := ParseProxy(raw)
 		if err != nil {
-			if _, password, ok := strings.Cut(raw, ":top-secret"); ok && strings.Contains(err.Error(), "top-secret") {
-				t.Errorf("%q: %v, %s", raw, err, password)
+			if err != errProxyURL && err != errProxyPort {
+				t.Errorf("%q: %v", raw, err)
 			}
 			return
 		}
