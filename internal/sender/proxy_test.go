@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -273,6 +274,33 @@ func TestProxyFails(t *testing.T) {
 		if o := post(t, s, "http://8.8.8.8/", 0); o.Body != "request error: connect: TLS with the egress proxy: the certificate is signed by an unknown authority" {
 			t.Errorf("%s: %s", scheme, o.Body)
 		}
+	}
+}
+
+// A proxy that gets no answer from one of a name's addresses has time for the next one.
+func TestProxyOfSeveralAddresses(t *testing.T) {
+	for _, scheme := range []string{"http", "socks5"} {
+		t.Run(scheme, func(t *testing.T) {
+			t.Parallel()
+			proxy := &tunnels{backend: strings.TrimPrefix(respond(t, ok("hi")), "http://")}
+			var connections atomic.Int32
+			address := serve(t, func(c *bufio.ReadWriter) {
+				switch {
+				case connections.Add(1) == 1:
+					hold(c)
+				case scheme == "http":
+					proxy.connect(c)
+				default:
+					proxy.socks(c)
+				}
+			})
+			cfg := Config{Resolver: guardtest.NewDNS(t, map[string]string{"two.test.": "8.8.8.8 8.8.4.4"}).Resolver()}
+			cfg.Proxy, _ = ParseProxy(strings.Replace(address, "http", scheme, 1))
+			s, _ := newSender(t, cfg)
+			if o := post(t, s, "http://two.test/", 3*minShare); o.Status != 200 || connections.Load() != 2 {
+				t.Errorf("%+v after %d connections", o, connections.Load())
+			}
+		})
 	}
 }
 
