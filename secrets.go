@@ -169,7 +169,7 @@ func (d *Dispatcher) PublicKeys(ctx context.Context, repoID, webhookID string) (
 			continue
 		}
 		// It is not stored beside the private key, where it could be exchanged unnoticed.
-		private, _, err := d.box.OpenFor(webhookID, s.Sealed)
+		private, _, err := d.box.OpenImported(webhookID, s.Sealed)
 		if err != nil {
 			return nil, Errorf(CodeUnavailable, "%w", secretError("signing secret", err))
 		}
@@ -187,7 +187,7 @@ func (d *Dispatcher) PublicKeys(ctx context.Context, repoID, webhookID string) (
 func (d *Dispatcher) expireSecrets(w *Webhook, overlap time.Duration) {
 	until := w.UpdatedAt.Add(overlap)
 	w.Secrets = slices.DeleteFunc(w.Secrets, func(s Secret) bool {
-		_, _, err := d.box.OpenFor(w.ID, s.Sealed)
+		_, _, err := d.box.OpenImported(w.ID, s.Sealed)
 		return err != nil
 	})
 	for i, s := range w.Secrets {
@@ -254,7 +254,7 @@ func (d *Dispatcher) seal(owner, secret string) (string, error) {
 // secretError says why a secret can't be had and what to do about it.
 func secretError(what string, err error) error {
 	if errors.Is(err, secretbox.ErrForeign) {
-		return fmt.Errorf("the webhook's %s was encrypted for another webhook: someone has exchanged it in the database; set it again", what)
+		return fmt.Errorf("the webhook's %s was encrypted for another webhook, or not by Posthorn: someone has exchanged it in the database; set it again", what)
 	}
 	return fmt.Errorf("the webhook's %s can't be decrypted with this node's secret keys (POSTHORN_SECRET_KEYS, Config.SecretKeys); "+
 		"set it again or add the key that encrypted it", what)
@@ -265,7 +265,7 @@ type KeyStatus struct {
 	First      string // fingerprint of the first key: 16 hexadecimal digits
 	Keys       int
 	Left       int // secrets that are yet to be encrypted with it: as long as there are some, the other keys are needed
-	Unreadable int // secrets that none of the keys decrypts, or that were encrypted for another webhook
+	Unreadable int // secrets that none of the keys decrypts, or that were not encrypted for their webhook
 }
 
 // KeyStatus looks through all secrets. When none is left the keys but the first can be removed, once no other node has
@@ -312,7 +312,7 @@ func (d *Dispatcher) examine(w Webhook) (untidy bool, left, unreadable int) {
 	kept := w.unexpired(d.clock.now())
 	untidy = len(kept) < len(w.Secrets)
 	for _, s := range kept {
-		text, current, err := d.box.OpenFor(w.ID, s.Sealed)
+		text, current, err := d.box.OpenImported(w.ID, s.Sealed)
 		switch {
 		case err != nil:
 			unreadable++
@@ -350,7 +350,7 @@ func (d *Dispatcher) tidySecrets(w *Webhook) error {
 	w.Secrets = w.unexpired(now)
 	for i := range w.Secrets {
 		s := &w.Secrets[i]
-		text, current, err := d.box.OpenFor(w.ID, s.Sealed)
+		text, current, err := d.box.OpenImported(w.ID, s.Sealed)
 		if err == nil && !current {
 			if s.Sealed, err = d.seal(w.ID, text); err != nil {
 				return err

@@ -429,7 +429,7 @@ func (s *subscriptions) prepare(w Webhook, now time.Time, subs *subscribers) *ta
 				subs.expires = secret.ExpiresAt
 			}
 		}
-		text, _, err := s.box.OpenFor(w.ID, secret.Sealed)
+		text, _, err := s.box.OpenImported(w.ID, secret.Sealed)
 		if err != nil {
 			t.err = secretError("signing secret", err)
 			return t
