@@ -272,7 +272,7 @@ type KeyStatus struct {
 // another first key.
 func (d *Dispatcher) KeyStatus(ctx context.Context) (KeyStatus, error) {
 	status := KeyStatus{First: d.box.First(), Keys: d.box.Len()}
-	err := d.eachWebhook(ctx, func(w Webhook, _ int64) error {
+	err := eachWebhook(ctx, d.store, "", func(w Webhook, _ int64) error {
 		_, left, unreadable := d.examine(w)
 		status.Left += left
 		status.Unreadable += unreadable
@@ -288,9 +288,10 @@ func (d *Dispatcher) KeyStatus(ctx context.Context) (KeyStatus, error) {
 	return status, err
 }
 
-func (d *Dispatcher) eachWebhook(ctx context.Context, do func(w Webhook, total int64) error) error {
-	for q := (WebhookQuery{Limit: 200}); ; {
-		page, err := d.store.Webhooks(ctx, q)
+// eachWebhook goes through the webhooks of a repo, or of all, some at a time.
+func eachWebhook(ctx context.Context, store Store, repoID string, do func(w Webhook, total int64) error) error {
+	for q := (WebhookQuery{RepoID: repoID, Limit: 200}); ; {
+		page, err := store.Webhooks(ctx, q)
 		if err != nil {
 			return err
 		}
@@ -399,7 +400,7 @@ func (d *Dispatcher) checkText(ctx context.Context) (text string, current bool, 
 func (d *Dispatcher) reseal(ctx context.Context) bool {
 	const doing = "encrypt signing secrets anew"
 	seen, done, unreadableOnes, told := int64(0), 0, 0, time.Now()
-	err := d.eachWebhook(ctx, func(w Webhook, total int64) error {
+	err := eachWebhook(ctx, d.store, "", func(w Webhook, total int64) error {
 		untidy, left, unreadable := d.examine(w)
 		seen++
 		unreadableOnes += unreadable
