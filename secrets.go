@@ -268,8 +268,8 @@ type KeyStatus struct {
 	Unreadable int // secrets that none of the keys decrypts, or that were not encrypted for their webhook
 }
 
-// KeyStatus looks through all secrets. When none is left the keys but the first can be removed, once no other node has
-// another first key.
+// KeyStatus looks through all secrets. When none is left, and none unreadable, the keys but the first can be removed, once no other
+// node has another first key.
 func (d *Dispatcher) KeyStatus(ctx context.Context) (KeyStatus, error) {
 	status := KeyStatus{First: d.box.First(), Keys: d.box.Len()}
 	err := eachWebhook(ctx, d.store, "", func(w Webhook, _ int64) error {
@@ -436,7 +436,7 @@ func (d *Dispatcher) reseal(ctx context.Context) bool {
 		d.log.Warn("signing secrets can't be decrypted: the deliveries of their webhooks fail until they are set again",
 			"secrets", unreadableOnes)
 	}
-	if d.box.Len() > 1 {
+	if d.box.Len() > 1 && unreadableOnes == 0 {
 		d.log.Info("no signing secret needs other keys than the first: on all nodes the others can be removed, once each has this one first",
 			"keys", d.box.Len(), "first", d.box.First())
 	}
