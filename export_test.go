@@ -24,6 +24,19 @@ func (d *Dispatcher) Held() (entries, bytes int) {
 	return entries, bytes
 }
 
+// Cached returns how many webhooks the cache has, and how many bytes that only attempts need.
+func (d *Dispatcher) Cached() (webhooks, bytes int) {
+	d.subscriptions.mu.Lock()
+	defer d.subscriptions.mu.Unlock()
+	for _, subs := range d.subscriptions.repos {
+		webhooks += len(subs.targets)
+		for _, t := range subs.targets {
+			bytes += t.size()
+		}
+	}
+	return webhooks, bytes
+}
+
 var MarshalPayload = marshalPayload
 
 var (

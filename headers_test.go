@@ -118,17 +118,22 @@ func TestWebhookHeaders(t *testing.T) {
 		w.restart()
 		expect("with another encryption key", map[string]string{"Authorization": "Bearer abc", "X-New": "1", "Idempotency-Key": "e2"})
 
-		// Each value is bound to its name.
-		if _, err := w.store.UpdateWebhook(t.Context(), "r1", hook.ID, func(w *posthorn.Webhook) error {
-			w.SealedHeaders = maps.Clone(w.SealedHeaders)
-			w.SealedHeaders["X-New"] = w.SealedHeaders["Authorization"]
-			return nil
-		}); err != nil {
+		// Each value is bound to its name, and none is in plain text.
+		if hook, err = w.Webhook(t.Context(), "r1", hook.ID); err != nil {
 			t.Fatal(err)
 		}
-		w.restart()
-		if got, delivery := sent(); len(got) != 0 || !strings.Contains(delivery.ResponseBody, "header X-New was encrypted for another webhook") {
-			t.Errorf("an exchanged value: %v, %q", got, delivery.ResponseBody)
+		for _, value := range []string{hook.SealedHeaders["Authorization"], "plain"} {
+			if _, err := w.store.UpdateWebhook(t.Context(), "r1", hook.ID, func(w *posthorn.Webhook) error {
+				w.SealedHeaders = maps.Clone(w.SealedHeaders)
+				w.SealedHeaders["X-New"] = value
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			w.restart()
+			if got, delivery := sent(); len(got) != 0 || !strings.Contains(delivery.ResponseBody, "header X-New was encrypted for another webhook") {
+				t.Errorf("an exchanged value: %v, %q", got, delivery.ResponseBody)
+			}
 		}
 		if err := update(posthorn.WebhookPatch{Headers: map[string]string{}, IdempotencyKey: new(false)}); err != nil {
 			t.Fatal(err)

@@ -169,7 +169,7 @@ func (d *Dispatcher) PublicKeys(ctx context.Context, repoID, webhookID string) (
 			continue
 		}
 		// It is not stored beside the private key, where it could be exchanged unnoticed.
-		private, _, err := d.box.OpenFor(webhookID, s.Sealed)
+		private, _, err := d.box.OpenImported(webhookID, s.Sealed)
 		if err != nil {
 			return nil, Errorf(CodeUnavailable, "%w", secretError("signing secret", err))
 		}
@@ -187,7 +187,7 @@ func (d *Dispatcher) PublicKeys(ctx context.Context, repoID, webhookID string) (
 func (d *Dispatcher) expireSecrets(w *Webhook, overlap time.Duration) {
 	until := w.UpdatedAt.Add(overlap)
 	w.Secrets = slices.DeleteFunc(w.Secrets, func(s Secret) bool {
-		_, _, err := d.box.OpenFor(w.ID, s.Sealed)
+		_, _, err := d.box.OpenImported(w.ID, s.Sealed)
 		return err != nil
 	})
 	for i, s := range w.Secrets {
@@ -254,7 +254,7 @@ func (d *Dispatcher) seal(owner, secret string) (string, error) {
 // secretError says why a secret can't be had and what to do about it.
 func secretError(what string, err error) error {
 	if errors.Is(err, secretbox.ErrForeign) {
-		return fmt.Errorf("the webhook's %s was encrypted for another webhook: someone has exchanged it in the database; set it again", what)
+		return fmt.Errorf("the webhook's %s was encrypted for another webhook, or not by Posthorn: someone has exchanged it in the database; set it again", what)
 	}
 	return fmt.Errorf("the webhook's %s can't be decrypted with this node's secret keys (POSTHORN_SECRET_KEYS, Config.SecretKeys); "+
 		"set it again or add the key that encrypted it", what)
@@ -265,14 +265,14 @@ type KeyStatus struct {
 	First      string // fingerprint of the first key: 16 hexadecimal digits
 	Keys       int
 	Left       int // secrets that are yet to be encrypted with it: as long as there are some, the other keys are needed
-	Unreadable int // secrets that none of the keys decrypts, or that were encrypted for another webhook
+	Unreadable int // secrets that none of the keys decrypts, or that were not encrypted for their webhook
 }
 
-// KeyStatus looks through all secrets. When none is left the keys but the first can be removed, once no other node has
-// another first key.
+// KeyStatus looks through all secrets. When none is left, and none unreadable, the keys but the first can be removed, once no other
+// node has another first key.
 func (d *Dispatcher) KeyStatus(ctx context.Context) (KeyStatus, error) {
 	status := KeyStatus{First: d.box.First(), Keys: d.box.Len()}
-	err := d.eachWebhook(ctx, func(w Webhook, _ int64) error {
+	err := eachWebhook(ctx, d.store, "", func(w Webhook, _ int64) error {
 		_, left, unreadable := d.examine(w)
 		status.Left += left
 		status.Unreadable += unreadable
@@ -288,9 +288,10 @@ func (d *Dispatcher) KeyStatus(ctx context.Context) (KeyStatus, error) {
 	return status, err
 }
 
-func (d *Dispatcher) eachWebhook(ctx context.Context, do func(w Webhook, total int64) error) error {
-	for q := (WebhookQuery{Limit: 200}); ; {
-		page, err := d.store.Webhooks(ctx, q)
+// eachWebhook goes through the webhooks of a repo, or of all, some at a time.
+func eachWebhook(ctx context.Context, store Store, repoID string, do func(w Webhook, total int64) error) error {
+	for q := (WebhookQuery{RepoID: repoID, Limit: 200}); ; {
+		page, err := store.Webhooks(ctx, q)
 		if err != nil {
 			return err
 		}
@@ -312,7 +313,7 @@ func (d *Dispatcher) examine(w Webhook) (untidy bool, left, unreadable int) {
 	kept := w.unexpired(d.clock.now())
 	untidy = len(kept) < len(w.Secrets)
 	for _, s := range kept {
-		text, current, err := d.box.OpenFor(w.ID, s.Sealed)
+		text, current, err := d.box.OpenImported(w.ID, s.Sealed)
 		switch {
 		case err != nil:
 			unreadable++
@@ -350,7 +351,7 @@ func (d *Dispatcher) tidySecrets(w *Webhook) error {
 	w.Secrets = w.unexpired(now)
 	for i := range w.Secrets {
 		s := &w.Secrets[i]
-		text, current, err := d.box.OpenFor(w.ID, s.Sealed)
+		text, current, err := d.box.OpenImported(w.ID, s.Sealed)
 		if err == nil && !current {
 			if s.Sealed, err = d.seal(w.ID, text); err != nil {
 				return err
@@ -399,7 +400,7 @@ func (d *Dispatcher) checkText(ctx context.Context) (text string, current bool, 
 func (d *Dispatcher) reseal(ctx context.Context) bool {
 	const doing = "encrypt signing secrets anew"
 	seen, done, unreadableOnes, told := int64(0), 0, 0, time.Now()
-	err := d.eachWebhook(ctx, func(w Webhook, total int64) error {
+	err := eachWebhook(ctx, d.store, "", func(w Webhook, total int64) error {
 		untidy, left, unreadable := d.examine(w)
 		seen++
 		unreadableOnes += unreadable
@@ -435,7 +436,7 @@ func (d *Dispatcher) reseal(ctx context.Context) bool {
 		d.log.Warn("signing secrets can't be decrypted: the deliveries of their webhooks fail until they are set again",
 			"secrets", unreadableOnes)
 	}
-	if d.box.Len() > 1 {
+	if d.box.Len() > 1 && unreadableOnes == 0 {
 		d.log.Info("no signing secret needs other keys than the first: on all nodes the others can be removed, once each has this one first",
 			"keys", d.box.Len(), "first", d.box.First())
 	}

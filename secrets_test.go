@@ -319,9 +319,9 @@ func TestKeysAreChanged(t *testing.T) {
 		if err != nil || after.Left != 0 || after.Unreadable != 1 {
 			t.Errorf("after: %+v, %v", after, err)
 		}
-		for _, part := range []string{"encrypted signing secrets", "can't be decrypted", "the others can be removed"} {
-			if !strings.Contains(log.String(), part) {
-				t.Errorf("the log doesn't say %q:\n%s", part, &log)
+		for part, want := range map[string]bool{"encrypted signing secrets": true, "can't be decrypted": true, "the others can be removed": false} {
+			if strings.Contains(log.String(), part) != want {
+				t.Errorf("whether the log says %q: want %t:\n%s", part, want, &log)
 			}
 		}
 

@@ -24,6 +24,9 @@ import (
 const (
 	// maxCached is how many webhooks the cache holds in all; a repo without any counts as one.
 	maxCached = 20_000
+	// maxKept is how many bytes one of them may have that only an attempt needs. With more, such as certificates, these are not kept but read
+	// again for each attempt, so that neither the cache has more than 40 MiB of them, nor a large repo has to be read again as a whole.
+	maxKept = 2 << 10
 	// maxStale is for how long the cache is good if nobody can tell what other nodes have changed meanwhile.
 	maxStale = 2 * time.Second
 )
@@ -173,6 +176,7 @@ func filterable(event *AcceptedEvent) (filter.Event, error) {
 // target is a webhook ready to be sent to.
 type target struct {
 	Webhook
+	partial bool // it is an outline, which nothing can be sent to
 	retry   RetryPolicy
 	filter  *filter.Filter
 	flow    flow
@@ -225,15 +229,20 @@ func (s *subscriptions) of(ctx context.Context, repoID string) (*subscribers, er
 	changes, loaded := stripe.changes.Load(), time.Now()
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout) // others wait for this load, too
 	defer cancel()
-	page, err := s.store.Webhooks(ctx, WebhookQuery{RepoID: repoID})
-	if err != nil {
-		return nil, err
-	}
-	subs := &subscribers{loaded: loaded, bySeq: make(map[int64]*target, len(page.Items))}
-	for _, w := range page.Items {
-		t := s.prepare(w, now, subs)
+	subs := &subscribers{loaded: loaded, bySeq: map[int64]*target{}}
+	err := eachWebhook(ctx, s.store, repoID, func(w Webhook, _ int64) error {
+		var t *target
+		if w.size() > maxKept {
+			t = s.outline(w)
+		} else {
+			t = s.prepare(w, now, subs)
+		}
 		subs.targets = append(subs.targets, t)
 		subs.bySeq[w.Seq] = t
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -291,6 +300,11 @@ func (s *subscriptions) use(ctx context.Context, repoID string, webhookSeq int64
 		t := subs.bySeq[webhookSeq]
 		if t == nil {
 			return nil, nil
+		}
+		if t.partial {
+			if t, err = s.whole(ctx, t); err != nil {
+				return nil, err
+			}
 		}
 		u := &use{target: t}
 		s.useMu.Lock()
@@ -374,6 +388,42 @@ func (s *subscriptions) filter(text string) *filter.Filter {
 	return f
 }
 
+// size is how many bytes a webhook has, about, that only an attempt needs.
+func (w *Webhook) size() int {
+	n := len(w.URL) + len(w.Description) + len(w.DisabledReason) + len(w.RetryPolicy) + len(w.FinalStatuses)
+	n += len(w.TLS.RootCAs) + len(w.TLS.Certificate) + len(w.TLS.SealedKey)
+	for name, value := range w.SealedHeaders {
+		n += len(name) + len(value)
+	}
+	for _, secret := range w.Secrets {
+		n += len(secret.Sealed)
+	}
+	return n
+}
+
+// outline is what decides which events a webhook gets.
+func (s *subscriptions) outline(w Webhook) *target {
+	t := &target{partial: true, Webhook: Webhook{
+		Seq: w.Seq, ID: w.ID, RepoID: w.RepoID, Events: w.Events, Active: w.Active,
+		Options: Options{KeepWhileInactive: w.KeepWhileInactive, Polled: w.Polled, Ordering: w.Ordering},
+	}}
+	if w.Filter != "" {
+		t.filter = s.filter(w.Filter)
+	}
+	return t
+}
+
+// whole reads the webhook of an outline. CodeNotFound when it is gone.
+func (s *subscriptions) whole(ctx context.Context, t *target) (*target, error) {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	w, err := s.store.Webhook(ctx, t.RepoID, t.ID)
+	if err != nil {
+		return nil, err
+	}
+	return s.prepare(w, s.now(), new(subscribers)), nil
+}
+
 // prepare makes a webhook ready to be sent to. What can't be read makes its deliveries fail and nothing else.
 func (s *subscriptions) prepare(w Webhook, now time.Time, subs *subscribers) *target {
 	t := &target{
@@ -429,7 +479,7 @@ func (s *subscriptions) prepare(w Webhook, now time.Time, subs *subscribers) *ta
 				subs.expires = secret.ExpiresAt
 			}
 		}
-		text, _, err := s.box.OpenFor(w.ID, secret.Sealed)
+		text, _, err := s.box.OpenImported(w.ID, secret.Sealed)
 		if err != nil {
 			t.err = secretError("signing secret", err)
 			return t

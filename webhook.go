@@ -229,7 +229,7 @@ func (d *Dispatcher) CreateWebhook(ctx context.Context, n NewWebhook) (Webhook, 
 	if err := d.setTLS(&w, n.TLS); err != nil {
 		return Webhook{}, err
 	}
-	if err := d.checkWebhook(&w); err != nil {
+	if err := d.checkWebhook(&w, Webhook{}); err != nil {
 		return Webhook{}, err
 	}
 	if n.Secret != "" {
@@ -301,6 +301,7 @@ func (p *WebhookPatch) fields() string {
 }
 
 func (d *Dispatcher) patch(w *Webhook, p WebhookPatch) error {
+	was := *w
 	w.UpdatedAt = d.clock.now()
 	set(&w.URL, p.URL)
 	if p.Events != nil {
@@ -334,7 +335,7 @@ func (d *Dispatcher) patch(w *Webhook, p WebhookPatch) error {
 		if p.SecretOverlap != nil {
 			return invalid("secretOverlap", "it goes with a new secret")
 		}
-		return d.checkWebhook(w)
+		return d.checkWebhook(w, was)
 	}
 	overlap := DefaultSecretOverlap
 	if p.SecretOverlap != nil {
@@ -349,7 +350,7 @@ func (d *Dispatcher) patch(w *Webhook, p WebhookPatch) error {
 	} else if err := d.addSecret(w, *p.Secret); err != nil {
 		return err
 	}
-	return d.checkWebhook(w)
+	return d.checkWebhook(w, was)
 }
 
 // set changes what a patch gives.
@@ -417,41 +418,49 @@ func (d *Dispatcher) Webhooks(ctx context.Context, q WebhookQuery) (Page[Webhook
 	return d.store.Webhooks(ctx, q)
 }
 
-func (d *Dispatcher) checkWebhook(w *Webhook) error {
-	if w.Polled {
+// checkWebhook checks a webhook. A URL and event types that are as they were may be refused by now, as after --https-only: they don't
+// keep the webhook from being paused. A new webhook was nothing.
+func (d *Dispatcher) checkWebhook(w *Webhook, was Webhook) error {
+	changed := was.ID == "" || w.URL != was.URL
+	switch {
+	case w.Polled:
 		if others := (Options{Polled: true, Filter: w.Filter, KeepWhileInactive: w.KeepWhileInactive}); w.URL != "" || len(w.Secrets) > 0 || !reflect.DeepEqual(w.Options, others) {
 			return invalid("polled", "a webhook that is polled has no URL, no secret, and no options for requests: give it events, a filter and keepWhileInactive only")
 		}
-		return d.checkEvents(w)
+	case changed:
+		if err := d.checkURL(w.URL); err != nil {
+			return err
+		}
 	}
-	if w.URL == "" {
-		return invalid("url", "it is missing")
+	if w.TLS != (TLS{}) && (changed || w.TLS != was.TLS) {
+		if u, err := sender.ParseURL(w.URL); err != nil || u.Scheme != "https" {
+			return invalid("tls", "the URL is not https: change it, or remove the settings for TLS")
+		}
 	}
-	if n := utf8.RuneCountInString(w.URL); n > MaxURLLength {
-		return invalid("url", "it has %d characters: at most %d", n, MaxURLLength)
-	}
-	u, err := d.sender.CheckURL(w.URL)
-	if err != nil {
-		return &Error{Code: CodeInvalid, Field: "url", Message: err.Error(), Err: err}
-	}
-	if w.TLS != (TLS{}) && u.Scheme != "https" {
-		return invalid("tls", "the URL is not https: change it, or remove the settings for TLS")
-	}
-	return d.checkEvents(w)
-}
-
-// checkEvents checks what a webhook has whether it is polled or not.
-func (d *Dispatcher) checkEvents(w *Webhook) error {
-	if len(w.Events) == 0 {
-		return invalid("events", "it is empty: name at least one event type, or %q for all", AllEvents)
-	}
-	if err := d.checkTypes("events", w.RepoID, w.Events); err != nil {
-		return err
+	if was.ID == "" || !slices.Equal(w.Events, was.Events) {
+		if len(w.Events) == 0 {
+			return invalid("events", "it is empty: name at least one event type, or %q for all", AllEvents)
+		}
+		if err := d.checkTypes("events", w.RepoID, w.Events); err != nil {
+			return err
+		}
 	}
 	if n := utf8.RuneCountInString(w.Description); n > MaxDescriptionLength {
 		return invalid("description", "it has %d characters: at most %d", n, MaxDescriptionLength)
 	}
 	return w.Options.check()
+}
+func (d *Dispatcher) checkURL(url string) error {
+	if url == "" {
+		return invalid("url", "it is missing")
+	}
+	if n := utf8.RuneCountInString(url); n > MaxURLLength {
+		return invalid("url", "it has %d characters: at most %d", n, MaxURLLength)
+	}
+	if _, err := d.sender.CheckURL(url); err != nil {
+		return &Error{Code: CodeInvalid, Field: "url", Message: err.Error(), Err: err}
+	}
+	return nil
 }
 
 // checkTypes checks event types, and patterns of them, that a webhook of a repo can want.

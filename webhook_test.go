@@ -57,6 +57,41 @@ func TestCreateWebhookRefuses(t *testing.T) {
 	})
 }
 
+// What the node's settings refuse by now can't be set again, and doesn't keep a webhook from being changed otherwise.
+func TestUpdateOfWhatIsRefusedByNow(t *testing.T) {
+	inWorld(t, posthorn.Config{EventTypes: []string{"push", "old"}}, func(t *testing.T, w *world) {
+		const plain = "http://plain.example/hook"
+		hook := w.webhook("r1", plain, "old")
+		w.cfg.HTTPSOnly, w.cfg.EventTypes = true, []string{"push"}
+		w.restart()
+		for _, row := range []struct {
+			patch posthorn.WebhookPatch
+			field string // at fault
+		}{
+			{posthorn.WebhookPatch{Active: new(false)}, ""},
+			{posthorn.WebhookPatch{Headers: map[string]string{"X-A": "1"}}, ""},
+			{posthorn.WebhookPatch{URL: new(plain), Events: []string{"old"}, Secret: new("s")}, ""}, // as they are
+			{posthorn.WebhookPatch{URL: new(plain + "2")}, "url"},
+			{posthorn.WebhookPatch{URL: new("")}, "url"},
+			{posthorn.WebhookPatch{Events: []string{"old", "push"}}, "events"},
+			{posthorn.WebhookPatch{Events: []string{}}, "events"},
+			{posthorn.WebhookPatch{TLS: &posthorn.TLS{MinVersion: "1.3"}}, "tls"},
+			{posthorn.WebhookPatch{URL: new(secure), TLS: &posthorn.TLS{MinVersion: "1.3"}}, ""},
+			{posthorn.WebhookPatch{Events: []string{"push"}}, ""},
+		} {
+			_, err := w.UpdateWebhook(t.Context(), "r1", hook.ID, row.patch)
+			if e, ok := errors.AsType[*posthorn.Error](err); ok && e.Field != row.field || !ok && (err != nil || row.field != "") {
+				t.Errorf("%+v: %v, want %q at fault", row.patch, err, row.field)
+			}
+		}
+		for _, n := range []posthorn.NewWebhook{{RepoID: "r1", URL: plain, Events: []string{"push"}}, {RepoID: "r1", URL: secure, Events: []string{"old"}}} {
+			if _, err := w.CreateWebhook(t.Context(), n); posthorn.ErrorCode(err) != posthorn.CodeInvalid {
+				t.Errorf("a new one like it: %v", err)
+			}
+		}
+	})
+}
+
 func TestSecretRotation(t *testing.T) {
 	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
 		hook, err := w.CreateWebhook(t.Context(), posthorn.NewWebhook{RepoID: "r1", URL: good, Events: []string{"push"}, Secret: "old"})

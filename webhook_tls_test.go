@@ -135,6 +135,7 @@ func TestWebhookTLS(t *testing.T) {
 		for what, change := range map[string]func(*posthorn.Webhook){
 			"another webhook's": func(w *posthorn.Webhook) { w.TLS.SealedKey = foreign.TLS.SealedKey },
 			"its secret":        func(w *posthorn.Webhook) { w.TLS.SealedKey = secrets[0].Sealed },
+			"in plain text":     func(w *posthorn.Webhook) { w.TLS.SealedKey = key },
 		} {
 			exchange(change)
 			if got, body := w.sentWith(hook); got != (sender.TLS{}) || !strings.Contains(body, "key of the client certificate was encrypted for another webhook") {

@@ -59,7 +59,7 @@ type keyStatusJSON struct {
 	First      string `json:"first" doc:"Fingerprint of the first key, which encrypts: 16 hexadecimal digits"`
 	Keys       int    `json:"keys" doc:"How many keys the server that answers has"`
 	Left       int    `json:"left" doc:"Secrets that are yet to be encrypted with the first key; the others are needed until there is none"`
-	Unreadable int    `json:"unreadable" doc:"Secrets that no key decrypts, or that were encrypted for another webhook: set them again"`
+	Unreadable int    `json:"unreadable" doc:"Secrets that no key decrypts, or that were not encrypted for their webhook: set them again"`
 }
 
 type newSecretInput struct {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -190,6 +191,59 @@ func TestFaultUndecryptableSecret(t *testing.T) {
 	if n := len(never.got()); n != len(bad) {
 		t.Errorf("%d requests arrived that could not be signed", n-len(bad))
 	}
+}
+
+// A key that was added for secrets that can't be read is not removed before they are.
+func TestFaultPruneBeforeRescue(t *testing.T) {
+	needsSQLite(t)
+	t.Parallel()
+	s := startContract(t)
+	hook := in(t, s).hook("https://example.com/", "push", "s3cret")
+	s.stop()
+	lost := newKey(t)
+	box, err := secretbox.New([]string{lost})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := box.SealFor(hook, "s3cret")
+	if err != nil {
+		t.Fatal(err)
+	}
+	setSecrets(t, s.data, hook, sealed)
+
+	s = startContract(t, "--data", s.data)
+	keys := filepath.Join(s.data, "posthorn.db.key")
+	first, err := os.ReadFile(keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	both := string(first) + lost + "\n"
+	if err := os.WriteFile(keys, []byte(both), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run := func(command string) string {
+		cmd := exec.CommandContext(t.Context(), "posthorn", "keys", command, "--data", s.data)
+		cmd.Env = append(os.Environ(), "POSTHORN_SERVER="+s.url, "POSTHORN_TOKEN="+s.token)
+		out, _ := cmd.CombinedOutput() // the output says whether it failed
+		return string(out)
+	}
+	if out := run("status"); !strings.Contains(out, "Keep all keys") {
+		t.Errorf("keys status: %s", out)
+	}
+	if out := run("prune"); !strings.Contains(out, "1 secrets can't be read: nothing was removed") {
+		t.Errorf("keys prune: %s", out)
+	}
+	if left, err := os.ReadFile(keys); err != nil || string(left) != both {
+		t.Fatalf("%d bytes of keys are left of %d, %v", len(left), len(both), err)
+	}
+	s.stop()
+	s = startContract(t, "--data", s.data)
+	eventually(t, func() string {
+		if out := run("prune"); !strings.Contains(out, "removed 1 keys") {
+			return "keys prune: " + out
+		}
+		return ""
+	})
 }
 
 // Case 16: a ciphertext that has lost its end, as in a column that is too short, is no plaintext.

@@ -143,6 +143,8 @@ func (s keyStatus) show() error {
 		return err
 	case s.Left > 0:
 		fmt.Println("Keep all keys: some secrets are yet to be encrypted with the first one.")
+	case s.Unreadable > 0:
+		fmt.Println("Keep all keys: some secrets can't be read. Add the key that encrypted them behind the others and restart the server, or set them again.")
 	case s.Keys > 1:
 		fmt.Println("Nothing is left: the keys but the first can be removed.")
 	}
@@ -164,7 +166,8 @@ type pruneKeysCmd struct {
 // Help is what --help shows below the summary.
 func (*pruneKeysCmd) Help() string {
 	return `Asks the running server first: it does nothing while secrets are left that are not encrypted with the first key of the
-key file, or when the server was not restarted since posthorn keys rotate. Backups need the keys of their time.`
+key file, or that can't be read at all, or when the server was not restarted since posthorn keys rotate. Backups need the keys
+of their time.`
 }
 
 // Run removes the keys.
@@ -199,6 +202,8 @@ func (c *pruneKeysCmd) Run() error {
 			return fmt.Errorf("the server encrypts with another key than the first one in %s: restart it", path)
 		case s.Left > 0:
 			return fmt.Errorf("%d secrets are yet to be encrypted with the first key: nothing was removed", s.Left)
+		case s.Unreadable > 0: // one of the keys may be there to read them
+			return fmt.Errorf("%d secrets can't be read: nothing was removed. Restart the server if you have added their key since, or set them again", s.Unreadable)
 		}
 		if err := sqlite.WriteKeys(path, keys[:1]); err != nil {
 			return err

@@ -27,26 +27,34 @@ func TestBound(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name, value, want string
-		current           bool
+		current, unbound  bool
 		err               error
 	}{
-		{"bound", seal(b, "w1", "s3cret"), "s3cret", true, nil},
-		{"bound, beyond ASCII", seal(b, "w1", "ÿ\x00 📯"), "ÿ\x00 📯", true, nil},
-		{"bound, empty", seal(b, "w1", ""), "", true, nil},
-		{"bound with an older key", seal(before, "w1", "s3cret"), "s3cret", false, nil},
-		{"bound to another", seal(b, "w2", "s3cret"), "", false, ErrForeign},
-		{"bound to one that begins alike", seal(b, "w11", "s3cret"), "", false, ErrForeign},
-		{"bound to another with an older key", seal(before, "w2", "s3cret"), "", false, ErrForeign},
-		{"bound to nobody", bare(b, "s3cret"), "s3cret", false, nil},
-		{"bound to nobody, with an older key", bare(before, "s3cret"), "s3cret", false, nil},
-		{"bound to nobody, empty", bare(b, ""), "", false, nil},
-		{"never encrypted", "s3cret", "s3cret", false, nil},
-		{"never encrypted, like bound", mark + "w2" + mark + "s", mark + "w2" + mark + "s", false, nil},
-		{"of an unknown key", seal(newBox(t, newKey(t)), "w1", "s3cret"), "", false, ErrUndecryptable},
-		{"cut short", strings.TrimRight(seal(b, "w1", "s3cret"), "=")[:80], "", false, ErrUndecryptable},
+		{"bound", seal(b, "w1", "s3cret"), "s3cret", true, false, nil},
+		{"bound, beyond ASCII", seal(b, "w1", "ÿ\x00 📯"), "ÿ\x00 📯", true, false, nil},
+		{"bound, empty", seal(b, "w1", ""), "", true, false, nil},
+		{"bound with an older key", seal(before, "w1", "s3cret"), "s3cret", false, false, nil},
+		{"bound to another", seal(b, "w2", "s3cret"), "", false, false, ErrForeign},
+		{"bound to one that begins alike", seal(b, "w11", "s3cret"), "", false, false, ErrForeign},
+		{"bound to another with an older key", seal(before, "w2", "s3cret"), "", false, false, ErrForeign},
+		{"bound to nobody", bare(b, "s3cret"), "s3cret", false, true, nil},
+		{"bound to nobody, with an older key", bare(before, "s3cret"), "s3cret", false, true, nil},
+		{"bound to nobody, empty", bare(b, ""), "", false, true, nil},
+		{"never encrypted", "s3cret", "s3cret", false, true, nil},
+		{"never encrypted, like bound", mark + "w2" + mark + "s", mark + "w2" + mark + "s", false, true, nil},
+		{"of an unknown key", seal(newBox(t, newKey(t)), "w1", "s3cret"), "", false, false, ErrUndecryptable},
+		{"cut short", strings.TrimRight(seal(b, "w1", "s3cret"), "=")[:80], "", false, false, ErrUndecryptable},
 	} {
-		got, current, err := b.OpenFor("w1", tt.value)
+		got, current, err := b.OpenImported("w1", tt.value)
 		if got != tt.want || current != tt.current || !errors.Is(err, tt.err) || (err == nil) != (tt.err == nil) {
+			t.Errorf("%s: OpenImported = %q, %v, %v", tt.name, got, current, err)
+		}
+		want, wantErr := tt.want, tt.err
+		if tt.unbound {
+			want, wantErr = "", ErrForeign
+		}
+		got, current, err = b.OpenFor("w1", tt.value)
+		if got != want || current != tt.current || !errors.Is(err, wantErr) || (err == nil) != (wantErr == nil) {
 			t.Errorf("%s: OpenFor = %q, %v, %v", tt.name, got, current, err)
 		}
 	}

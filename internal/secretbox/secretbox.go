@@ -22,8 +22,8 @@ import (
 // the value was altered.
 var ErrUndecryptable = errors.New("none of the keys opens the sealed secret")
 
-// ErrForeign is returned by OpenFor for a secret that is bound to another owner.
-var ErrForeign = errors.New("the sealed secret belongs to another owner")
+// ErrForeign is returned by OpenFor for a secret that is not bound to the owner.
+var ErrForeign = errors.New("the secret was not sealed for this owner")
 
 // Layout of a Fernet token before base64: version, time, IV, ciphertext, HMAC.
 const (
@@ -106,10 +106,25 @@ func (b *Box) SealFor(owner, secret string) (string, error) {
 	return b.Seal(mark + owner + mark + secret)
 }
 
-// OpenFor decrypts what SealFor made for the owner, and what is bound to nobody, as found in imported databases: another
-// Fernet implementation's, or what was never encrypted. It reports whether the value is current, which is bound and
-// sealed with the first key. The error is ErrUndecryptable, ErrForeign or nil.
+// OpenFor decrypts what SealFor made for the owner. It reports whether the value is current, which is sealed with the first key. The
+// error is ErrUndecryptable, ErrForeign or nil.
 func (b *Box) OpenFor(owner, value string) (secret string, current bool, err error) {
+	secret, bound, current, err := b.open(owner, value)
+	if err == nil && !bound {
+		return "", false, ErrForeign
+	}
+	return secret, current, err
+}
+
+// OpenImported does so too, and takes what is bound to nobody, as found in imported databases: another Fernet implementation's, or
+// what was never encrypted. None of that is current.
+func (b *Box) OpenImported(owner, value string) (secret string, current bool, err error) {
+	secret, bound, current, err := b.open(owner, value)
+	return secret, current && bound, err
+}
+
+// open reports with the secret whether the value is bound to the owner, and sealed with the first key.
+func (b *Box) open(owner, value string) (secret string, bound, current bool, err error) {
 	first := &Box{keys: b.keys[:1]}
 	text, sealed, err := first.Open(value)
 	current = sealed && err == nil
@@ -117,17 +132,17 @@ func (b *Box) OpenFor(owner, value string) (secret string, current bool, err err
 		text, _, err = b.Open(value)
 	}
 	if err != nil {
-		return "", false, err
+		return "", false, false, err
 	}
-	bound, ok := strings.CutPrefix(text, mark)
-	if !ok || !sealed {
-		return text, false, nil
+	rest, bound := strings.CutPrefix(text, mark)
+	if !bound || !sealed {
+		return text, false, current, nil
 	}
-	of, secret, _ := strings.Cut(bound, mark)
+	of, secret, _ := strings.Cut(rest, mark)
 	if of != owner {
-		return "", false, ErrForeign
+		return "", false, false, ErrForeign
 	}
-	return secret, current, nil
+	return secret, true, current, nil
 }
 
 // First returns the fingerprint of the key that seals.

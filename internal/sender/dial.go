@@ -7,10 +7,9 @@ import (
 	"net"
 	"net/http/httptrace"
 	"net/netip"
-	"runtime"
 	"strconv"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"syscall"
 )
 
@@ -47,16 +46,32 @@ func (s *Sender) dial(ctx context.Context, addr string, cfg *tls.Config) (net.Co
 		a.marks[ready].Store(a.marks[connected].Load())
 		return conn, nil
 	}
+	if conn, err = secure(ctx, conn, cfg, host); err != nil {
+		return nil, err
+	}
+	a.mark(ready)
+	return conn, nil
+}
+
+// secure begins TLS with a host on a connection, which it closes if that fails.
+func secure(ctx context.Context, conn net.Conn, cfg *tls.Config, host string) (net.Conn, error) {
 	cfg = cfg.Clone()
 	cfg.ServerName = host
-	secured := tls.Client(conn, cfg)
+	secured := securedConn{tls.Client(conn, cfg)}
 	if err := secured.HandshakeContext(ctx); err != nil {
 		conn.Close()
 		return nil, err
 	}
-	a.mark(ready)
 	return secured, nil
 }
+
+// securedConn is a connection with TLS that is closed at once. That of crypto/tls tells the other side first, and waits: for its Read to
+// have answered a KeyUpdate, which takes for ever where the other side reads nothing any more, and for its own words to be taken. Meanwhile an
+// attempt would be over its time, or nobody would get a connection, since the Transport locks its pool while it closes an idle one.
+// The other side needs no word: each request says how long it is.
+type securedConn struct{ *tls.Conn }
+
+func (c securedConn) Close() error { return c.NetConn().Close() }
 
 // dialDirect connects to a target. The guard judges twice. When a name has been looked up, all its addresses are judged, and one
 // that is refused refuses them all: a public and a private address under one name are an attack or a mistake, and which of them Go's
@@ -141,41 +156,62 @@ func (s *Sender) control(network, address string) error {
 //
 // The Transport gives a kept connection to the next request before its goroutine has looked for bytes behind the response that it
 // has just read. If there are any, because the receiver has sent more than one response, that goroutine takes them for the response to the
-// next request, which may be another webhook's. See quiet.
+// next request, which may be another webhook's. See awaitQuiet.
 type keptConn struct {
 	net.Conn
-	remote  string      // what kind of address it goes to
-	waiting atomic.Bool // in Read
-	closed  atomic.Bool
+	remote string // what kind of address it goes to
+
+	mu      sync.Mutex
+	reading bool
+	closed  bool
+	waiting chan struct{} // closed when the connection is either; nil: nobody waits
+}
+
+func (c *keptConn) set(reading, closed bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.reading, c.closed = reading, c.closed || closed
+	if (c.reading || c.closed) && c.waiting != nil {
+		close(c.waiting)
+		c.waiting = nil
+	}
 }
 
 func (c *keptConn) Read(b []byte) (int, error) {
-	c.waiting.Store(true)
+	c.set(true, false)
 	n, err := c.Conn.Read(b)
-	c.waiting.Store(false)
-	if err != nil {
-		c.closed.Store(true) // to all that the Transport will do with it
-	}
+	c.set(false, err != nil) // to all that the Transport will do with it
 	return n, err
 }
 
 func (c *keptConn) Close() error {
-	c.closed.Store(true)
+	c.set(false, true)
 	return c.Conn.Close()
 }
 
-// quiet returns once everything that was received on a kept connection has been looked at, and no request has been announced on it
+// awaitQuiet returns once everything that was received on a kept connection has been looked at, and no request has been announced on it
 // yet: the Transport's goroutine is either waiting for more, or has found bytes that nobody asked for and closes the connection,
-// and then the request goes to another one.
-func quiet(c *keptConn) {
-	for !c.waiting.Load() && !c.closed.Load() {
-		runtime.Gosched() // it is a matter of microseconds, if of anything
+// and then the request goes to another one. It is a matter of microseconds, if of anything, but where the receiver keeps that goroutine
+// from getting there; at the end of ctx the connection is closed.
+func (c *keptConn) awaitQuiet(ctx context.Context) {
+	c.mu.Lock()
+	if c.reading || c.closed {
+		c.mu.Unlock()
+		return
+	}
+	waiting := make(chan struct{})
+	c.waiting = waiting
+	c.mu.Unlock()
+	select {
+	case <-waiting:
+	case <-ctx.Done():
+		c.Close()
 	}
 }
 
 // kept returns what dial has made of a connection, nil for one of a test's.
 func kept(conn net.Conn) *keptConn {
-	if secured, ok := conn.(*tls.Conn); ok {
+	if secured, ok := conn.(securedConn); ok {
 		conn = secured.NetConn()
 	}
 	c, _ := conn.(*keptConn)

@@ -3,10 +3,8 @@ package sender
 import (
 	"bufio"
 	"context"
-	"crypto/tls"
 	"encoding/base64"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -27,26 +25,27 @@ type Proxy struct {
 	user               *url.Userinfo
 }
 
+var (
+	errProxyURL  = errors.New("the egress proxy is no URL such as http://proxy.internal:3128, https://proxy.internal or socks5://user:password@10.0.0.1:1080")
+	errProxyPort = errors.New("the egress proxy's port must be a number from 1 to 65535")
+)
+
 // ParseProxy reads an entry of Config.EgressProxy: http, https or socks5, with user and password if the proxy wants them. Its errors
-// don't quote it.
+// quote nothing of it: where a part is missing, another one may be the password.
 func ParseProxy(raw string) (*Proxy, error) {
 	u, err := url.Parse(raw)
 	if err != nil {
-		return nil, errors.New("the egress proxy is no URL such as http://proxy.internal:3128 or socks5://user:password@10.0.0.1:1080")
+		return nil, errProxyURL
 	}
-	ports := map[string]string{"http": "80", "https": "443", "socks5": "1080"}
-	port, ok := ports[u.Scheme]
-	switch {
-	case !ok:
-		return nil, fmt.Errorf("the egress proxy's URL begins with %.20q: it must be http, https or socks5", u.Scheme)
-	case u.Hostname() == "" || u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "":
-		return nil, errors.New("the egress proxy's URL has to have a host, and nothing behind it but a port")
+	port, ok := map[string]string{"http": "80", "https": "443", "socks5": "1080"}[u.Scheme]
+	if !ok || u.Hostname() == "" || u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "" {
+		return nil, errProxyURL
 	}
 	if u.Port() != "" {
 		port = u.Port()
 	}
 	if _, err := parsePort(port); err != nil {
-		return nil, fmt.Errorf("the egress proxy's URL: %w", err)
+		return nil, errProxyPort
 	}
 	return &Proxy{u.Scheme, u.Hostname(), port, u.User}, nil
 }
@@ -66,57 +65,65 @@ func (s *Sender) dialThrough(ctx context.Context, a *attempt, host string, port 
 			return nil, "", err
 		}
 	}
-	err = errors.New("the name has no address")
-	for _, ip := range addrs {
-		if conn, err = s.connect(ctx, netip.AddrPortFrom(ip.Unmap(), port)); err == nil {
+	failed := errors.New("the name has no address")
+	for i, ip := range addrs {
+		direct, err := s.dialProxy(ctx)
+		if err != nil {
+			return nil, "", err // there is no way to the other addresses either
+		}
+		// One that doesn't answer leaves time for the others, as with net.Dialer.
+		deadline, _ := ctx.Deadline()
+		share, cancel := context.WithTimeout(ctx, max(minShare, time.Until(deadline)/time.Duration(len(addrs)-i)))
+		conn, err = s.connect(share, direct, netip.AddrPortFrom(ip.Unmap(), port))
+		cancel()
+		if err == nil {
 			return conn, s.class(ip) + " through the proxy", nil
 		}
+		failed = err
 	}
-	return nil, "", err
+	return nil, "", failed
 }
 
+// minShare is what the proxy has at least for one of a name's addresses, if the attempt lasts that long.
+const minShare = 2 * time.Second
+
 // dialProxy connects to the proxy itself.
-func (s *Sender) dialProxy(ctx context.Context, network, address string) (net.Conn, error) {
+func (s *Sender) dialProxy(ctx context.Context) (net.Conn, error) {
 	dialer := net.Dialer{KeepAlive: -1} // whose name is looked up as the system does, unlike those of webhooks
-	conn, err := dialer.DialContext(ctx, network, address)
+	conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(s.proxy.host, s.proxy.port))
 	if err != nil {
 		return nil, errors.New("the egress proxy can't be reached: " + cause(err)) // flat, so that nothing names its address
 	}
 	return conn, nil
 }
 
-// connect has the proxy connect to the target.
-func (s *Sender) connect(ctx context.Context, target netip.AddrPort) (net.Conn, error) {
-	address := net.JoinHostPort(s.proxy.host, s.proxy.port)
-	if s.proxy.scheme == "socks5" {
-		return s.socks(ctx, address, target)
-	}
-	direct, err := s.dialProxy(ctx, "tcp", address)
-	if err != nil {
-		return nil, err
-	}
+// connect has the proxy connect to the target. It closes the connection to the proxy if there is none.
+func (s *Sender) connect(ctx context.Context, direct net.Conn, target netip.AddrPort) (conn net.Conn, err error) {
+	defer func() {
+		if err != nil {
+			direct.Close()
+		}
+	}()
 	// Whatever becomes of the context, the proxy must not hold the attempt up.
 	stop := context.AfterFunc(ctx, func() { _ = direct.SetDeadline(time.Unix(1, 0)) })
-	conn, err := s.tunnel(ctx, direct, target)
+	if s.proxy.scheme == "socks5" {
+		conn, err = s.socks(ctx, direct, target)
+	} else {
+		conn, err = s.tunnel(ctx, direct, target)
+	}
 	if !stop() && err == nil {
-		conn.Close()
 		return nil, context.Cause(ctx)
 	}
 	return conn, err
 }
 
-// tunnel asks for a tunnel on a connection, which it closes if there is none (RFC 9110, section 9.3.6).
-func (s *Sender) tunnel(ctx context.Context, conn net.Conn, target netip.AddrPort) (_ net.Conn, err error) {
-	defer func() {
-		if err != nil {
-			conn.Close()
-		}
-	}()
+// tunnel asks for a tunnel on a connection (RFC 9110, section 9.3.6).
+func (s *Sender) tunnel(ctx context.Context, conn net.Conn, target netip.AddrPort) (net.Conn, error) {
 	if s.proxy.scheme == "https" {
 		cfg := s.shared.tls.Clone()
-		cfg.ServerName, cfg.Certificates = s.proxy.host, nil // the certificate is for receivers
-		secured := tls.Client(conn, cfg)
-		if err := secured.HandshakeContext(ctx); err != nil {
+		cfg.Certificates = nil // they are for receivers
+		secured, err := secure(ctx, conn, cfg, s.proxy.host)
+		if err != nil {
 			return nil, errors.New("TLS with the egress proxy: " + proxyCause(err))
 		}
 		conn = secured
@@ -143,23 +150,19 @@ func (s *Sender) tunnel(ctx context.Context, conn net.Conn, target netip.AddrPor
 	return conn, nil
 }
 
-func (s *Sender) socks(ctx context.Context, address string, target netip.AddrPort) (net.Conn, error) {
+func (s *Sender) socks(ctx context.Context, direct net.Conn, target netip.AddrPort) (net.Conn, error) {
 	var auth *proxy.Auth
 	if user := s.proxy.user; user != nil {
 		password, _ := user.Password()
 		auth = &proxy.Auth{User: user.Username(), Password: password}
 	}
-	dialer, err := proxy.SOCKS5("tcp", address, auth, proxyDialer(s.dialProxy))
+	dialer, err := proxy.SOCKS5("tcp", "", auth, alreadyDialed{direct})
 	if err != nil {
 		return nil, err
 	}
 	conn, err := dialer.(proxy.ContextDialer).DialContext(ctx, "tcp", target.String()) //nolint:forcetypeassert // it is documented to be one
 	if err != nil {
-		text := proxyCause(err)
-		if !strings.HasPrefix(text, "the egress proxy ") { // as dialProxy's does
-			text = "the egress proxy: " + text
-		}
-		return nil, errors.New(text)
+		return nil, errors.New("the egress proxy: " + proxyCause(err))
 	}
 	return conn, nil
 }
@@ -168,14 +171,12 @@ func proxyCause(err error) string {
 	return strings.Replace(cause(err), "the receiver", "it", 1)
 }
 
-// proxyDialer is what package proxy asks for.
-type proxyDialer func(ctx context.Context, network, address string) (net.Conn, error)
+// alreadyDialed is what package proxy asks for.
+type alreadyDialed struct{ net.Conn }
 
-func (f proxyDialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	return f(ctx, network, address)
+func (c alreadyDialed) DialContext(context.Context, string, string) (net.Conn, error) {
+	return c.Conn, nil
 }
 
 // Dial makes it a proxy.Dialer. It isn't called where there is DialContext.
-func (f proxyDialer) Dial(network, address string) (net.Conn, error) {
-	return f(context.Background(), network, address)
-}
+func (c alreadyDialed) Dial(string, string) (net.Conn, error) { return c.Conn, nil }

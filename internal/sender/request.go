@@ -3,11 +3,13 @@ package sender
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -70,6 +72,11 @@ func (s *Sender) Send(ctx context.Context, r *Request) Outcome {
 	if a.stopped { // and yet a response, from a receiver that doesn't wait for the request
 		resp.Body.Close()
 		return a.failure(ctx, a.phase(), context.Canceled)
+	}
+	if resp.StatusCode < 100 { // net/http takes any three characters for a number, and a status of 0 would say that there was no response
+		resp.Body.Close()
+		code, _, _ := strings.Cut(resp.Status, " ")
+		return a.failure(ctx, "response headers", fmt.Errorf("malformed HTTP status code %q", code))
 	}
 	body, err := readBody(resp)
 	if err != nil && a.Err() != nil {
@@ -197,7 +204,7 @@ func (a *attempt) gotConn(info httptrace.GotConnInfo) {
 	if conn := kept(info.Conn); conn != nil {
 		a.remote = conn.remote
 		if a.reused {
-			quiet(conn)
+			conn.awaitQuiet(a)
 		}
 	}
 	a.mark(got)

@@ -1,7 +1,6 @@
 package sender
 
 import (
-	"bufio"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -127,30 +126,6 @@ func TestNoSearchDomains(t *testing.T) {
 	}
 	if got := strings.Join(dns.Asked(), " "); got != "intranet. db.internal." {
 		t.Errorf("the server was asked for %s", got)
-	}
-}
-
-// A connection that was kept while its address was open is of no use to whoever may not go there.
-func TestKeptConnectionsEndWithTheirAllowList(t *testing.T) {
-	target := serve(t, func(c *bufio.ReadWriter) {
-		for {
-			if _, err := readRequest(c); err != nil || write(c, ok("")) != nil {
-				return
-			}
-		}
-	})
-	open := local(t)
-	for i := range 2 {
-		if o := post(t, open, target, 0); o.Status != 200 || o.Timings.Reused != (i > 0) {
-			t.Fatalf("%+v", o)
-		}
-	}
-	closed, passed := newSender(t, Config{})
-	if o := post(t, closed, target, 0); !strings.HasPrefix(o.Body, "SSRF blocked: ") {
-		t.Errorf("%+v", o)
-	}
-	if passed.String() != "" {
-		t.Errorf("the guard let pass %v", passed)
 	}
 }
 

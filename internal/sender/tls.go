@@ -2,10 +2,12 @@ package sender
 
 import (
 	"context"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"strings"
@@ -18,6 +20,9 @@ const (
 	maxPoolIdle = 64
 	// maxPEM is how many bytes one of the texts in TLS may have: some dozens of certificates.
 	maxPEM = 64 << 10
+	// maxRSABits is how long an RSA key may be, as crypto/tls has it for the certificates of receivers. To sign with one, or to verify, takes time
+	// that grows with the third power of this: minutes for those that fit into maxPEM.
+	maxRSABits = 8192
 )
 
 // TLS is what a webhook has of its own for its connections. What is empty is as the Sender has it.
@@ -62,6 +67,9 @@ func (t TLS) apply(cfg *tls.Config) (*tls.Config, error) {
 		if err != nil {
 			return nil, errors.New("the client certificate and its key: " + strings.TrimPrefix(err.Error(), "tls: "))
 		}
+		if err := checkSize(pair.Leaf); err != nil { // whose key the other one fits
+			return nil, fmt.Errorf("the client certificate: %w", err)
+		}
 		cfg.Certificates = []tls.Certificate{pair}
 	}
 	// A session goes on with what was verified when it began, so it is for the same settings only.
@@ -81,9 +89,19 @@ func certPool(text string) (*x509.CertPool, error) {
 		if err != nil {
 			return nil, errors.New("one of the authorities' certificates can't be read: " + strings.TrimPrefix(err.Error(), "x509: "))
 		}
+		if err := checkSize(cert); err != nil {
+			return nil, fmt.Errorf("one of the authorities' certificates: %w", err)
+		}
 		pool.AddCert(cert)
 	}
 	return pool, nil
+}
+
+func checkSize(cert *x509.Certificate) error {
+	if key, ok := cert.PublicKey.(*rsa.PublicKey); ok && key.N.BitLen() > maxRSABits {
+		return fmt.Errorf("its RSA key has %d bits: at most %d", key.N.BitLen(), maxRSABits)
+	}
+	return nil
 }
 
 // pool is connections that are shared by all requests with the same TLS settings, and by no others: a connection is as good
@@ -121,13 +139,19 @@ func (s *Sender) pool(t TLS) (*pool, error) {
 		return s.shared, nil
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if p := s.pools[t]; p != nil {
+	p := s.pools[t]
+	s.mu.Unlock()
+	if p != nil {
 		return p, nil
 	}
-	cfg, err := t.apply(s.shared.tls)
+	cfg, err := t.apply(s.shared.tls) // which takes a while: nobody else waits for it
 	if err != nil {
 		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.pools[t]; p != nil { // another attempt was faster
+		return p, nil
 	}
 	for other, p := range s.pools {
 		if len(s.pools) < maxPools {
@@ -136,7 +160,7 @@ func (s *Sender) pool(t TLS) (*pool, error) {
 		delete(s.pools, other) // any: the order of a map is random
 		p.CloseIdleConnections()
 	}
-	p := s.newPool(cfg, maxPoolIdle)
+	p = s.newPool(cfg, maxPoolIdle)
 	s.pools[t] = p
 	return p, nil
 }
