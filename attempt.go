@@ -27,6 +27,9 @@ func brandedHeaders(brand string) headerNames {
 // attempt makes the attempt that an entry stands for, once its webhook allows it, and says what became of the entry.
 func (d *Dispatcher) attempt(ctx context.Context, e *Entry) Result {
 	for {
+		if e.Trigger == TriggerReplay && d.replays.canceled(e.Run) {
+			return Result{Entry: e}
+		}
 		t, again, err := d.target(ctx, e)
 		switch {
 		case ErrorCode(err) == CodeNotFound:

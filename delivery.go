@@ -230,7 +230,8 @@ const (
 // Explain says for one webhook of the event's repo, or with an empty webhookID for the first 200, what has become of the event. The log
 // tells what was done. What it doesn't tell is concluded from the webhook as it is now, and says so where it has changed since.
 //
-// CodeNotFound for an event that is not stored: it had no subscriber when it was dispatched, or is older than [Config.Retention].
+// CodeNotFound for an event that is not stored: it had no subscriber when it was dispatched (but see [Config.KeepAllEvents]), or is older than
+// [Config.Retention].
 func (d *Dispatcher) Explain(ctx context.Context, repoID, eventID, webhookID string) ([]Explanation, error) {
 	event, err := d.Event(ctx, repoID, eventID)
 	if err != nil {
@@ -326,8 +327,11 @@ func (w *Webhook) explainQueued() (state EventState, reason string) {
 
 // explainNone is for an event of which there is neither a delivery nor an entry in the queue.
 func (d *Dispatcher) explainNone(event *AcceptedEvent, w *Webhook) (state EventState, reason string, err error) {
-	if w.CreatedAt.After(event.CreatedAt) {
+	switch {
+	case w.CreatedAt.After(event.CreatedAt):
 		return EventBefore, "the webhook was made after the event", nil
+	case event.Type == EventPing:
+		return EventNotSubscribed, "the event is a ping, which was for another webhook, or of a time when this one was not active", nil
 	}
 	if state, reason, err := d.unwantedBy(w, event); state != "" || err != nil {
 		return state, reason, err

@@ -49,7 +49,7 @@ type Dispatcher struct {
 	lost          chan struct{} // the store says that the lease was released, or it is uncertain
 	changed       chan struct{} // webhooks may have changed
 	release       chan struct{} // there may be entries of dead nodes to free
-	replays       chan struct{} // there may be something to do for replays
+	replays       *replayNews
 	givenMu       sync.Mutex
 	given         []int64 // nodes that this one has been, and whose entries it has yet to free
 
@@ -124,7 +124,7 @@ func New(store Store, cfg Config) (*Dispatcher, error) {
 		lost:          make(chan struct{}, 1),
 		changed:       make(chan struct{}, 1),
 		release:       make(chan struct{}, 1),
-		replays:       make(chan struct{}, 1),
+		replays:       newReplayNews(),
 		observed:      make(chan observation, 256),
 		background:    newStoppable(),
 		committing:    newStoppable(),
@@ -359,7 +359,7 @@ func (d *Dispatcher) committed(r Result) {
 		d.waits.ended(r)
 	}
 	if r.Entry.Trigger == TriggerReplay {
-		wake(d.replays)
+		d.replays.record(r.Entry.Run)
 	}
 	if r.noted != nil {
 		close(r.noted)

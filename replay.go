@@ -3,6 +3,8 @@ package posthorn
 import (
 	"context"
 	"maps"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -96,15 +98,19 @@ type ReplayLimit struct {
 const (
 	// replayUntried is how many entries of a replay are let go ahead of their first attempts.
 	replayUntried = 64
-	// replayEvery is how often replays are looked at when nothing else tells to, and findReplays how often while there are none.
+	// replayEvery is how often all replays are looked at, and findReplays how often while there are none.
 	replayEvery = time.Second
 	findReplays = 10 * time.Second
-	// replayPause is the least time between two steps.
+	// replayPause is the least time between two rounds.
 	replayPause = 10 * time.Millisecond
-	// replayLeft is for how long a replay is left to another node that has moved it on.
+	// replayLeft is for how long a replay is left to another node that plans it, too.
 	replayLeft = 5 * time.Second
 	// replayWait is for how long StartReplay waits for the end of planning.
 	replayWait = 5 * time.Second
+
+	// So many events that are too old, one after the other, or some that are too old by so much, have no younger ones behind them.
+	someOld   = 100
+	muchOlder = time.Hour
 
 	replayDrop = 500 // entries at a time
 	replayPage = 100
@@ -148,7 +154,7 @@ func (d *Dispatcher) StartReplay(ctx context.Context, repoID, webhookID string, 
 	if err := d.store.CreateReplay(writing, &r); err != nil {
 		return Replay{}, err
 	}
-	wake(d.replays)
+	d.replays.look()
 	return d.planned(ctx, r), nil
 }
 
@@ -189,8 +195,8 @@ func (d *Dispatcher) Replays(ctx context.Context, q ReplayQuery) (Page[Replay], 
 	return d.store.Replays(ctx, q)
 }
 
-// CancelReplay ends a replay: what waits, or waits for its next attempt, is not sent any more. What a node has taken up already is, at most 64
-// events, once each. One that has ended stays as it is.
+// CancelReplay ends a replay: what waits, for its turn or for its next attempt, is not sent any more, within a second on all nodes. What is being sent at
+// that moment still is. One that has ended stays as it is.
 func (d *Dispatcher) CancelReplay(ctx context.Context, repoID, webhookID, id string) (Replay, error) {
 	for {
 		r, err := d.Replay(ctx, repoID, webhookID, id)
@@ -200,76 +206,155 @@ func (d *Dispatcher) CancelReplay(ctx context.Context, repoID, webhookID, id str
 		r.State = ReplayCanceling
 		writing := d.audited(ctx, AuditEntry{Action: "replay.cancel", RepoID: repoID, Subject: id, Detail: "webhook " + webhookID})
 		if err = d.store.UpdateReplay(writing, &r, nil); ErrorCode(err) != CodeConflict { // else it was being planned, or has ended
-			wake(d.replays)
+			d.replays.look()
 			return r, err
 		}
 	}
 }
 
-// keepReplaying moves replays on. Any node may do so with any of them: of two that do the same, the store lets one.
+// replayNews is what the node's other goroutines tell the one that moves replays on, and what that tells them.
+type replayNews struct {
+	signal    chan struct{}                  // something was told
+	canceling atomic.Pointer[map[int64]bool] // runs of which nothing is to be sent any more
+
+	mu       sync.Mutex
+	all      bool           // there is a reason to look at all replays
+	recorded map[int64]bool // runs of which results were recorded
+}
+
+func newReplayNews() *replayNews {
+	return &replayNews{signal: make(chan struct{}, 1), recorded: map[int64]bool{}}
+}
+
+// look has all replays looked at.
+func (n *replayNews) look() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.all = true
+	wake(n.signal)
+}
+
+// record tells that a result of a run was recorded.
+func (n *replayNews) record(run int64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.recorded[run] = true
+	wake(n.signal)
+}
+
+func (n *replayNews) take() (all bool, recorded map[int64]bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	all, recorded = n.all, n.recorded
+	n.all, n.recorded = false, map[int64]bool{}
+	return all, recorded
+}
+
+// canceled reports whether nothing of a run is to be sent any more.
+func (n *replayNews) canceled(run int64) bool {
+	runs := n.canceling.Load()
+	return runs != nil && (*runs)[run]
+}
+
+// openReplays is what the goroutine that moves replays on remembers of them.
+type openReplays struct {
+	any     bool
+	running map[int64]*Replay   // by run
+	others  map[int64]time.Time // by Seq: those that another node is planning, and until when they are left to it
+}
+
+// keepReplaying moves replays on: all of them now and then, and at once those of which a result was recorded. Any node may do so with any of
+// them: of two that do the same, the store lets one after the other, and the second finds it done.
 func (d *Dispatcher) keepReplaying(ctx context.Context) {
-	left := map[int64]time.Time{} // replays, until when they are left to another node
+	tick := time.NewTicker(replayEvery)
+	defer tick.Stop()
+	open := openReplays{others: map[int64]time.Time{}}
+	all, looked := true, time.Time{}
 	for {
 		began := time.Now()
-		open, more := d.stepReplays(ctx, left)
+		asked, recorded := d.replays.take()
+		if asked {
+			clear(open.others)
+		}
+		for run := range recorded {
+			r := open.running[run]
+			if r == nil || d.stepReplay(ctx, r, &open) {
+				all = true // it is one that another node was asked for, or has more to do
+			}
+		}
+		if all || asked {
+			looked = began
+			all = d.stepReplays(ctx, &open)
+		}
 		select { // half of the time is left to what the store is for
 		case <-ctx.Done():
 			return
 		case <-time.After(max(replayPause, time.Since(began))):
 		}
-		if more {
+		if all {
 			continue
 		}
-		every := findReplays
-		if open {
-			every = replayEvery
-		}
-		next := time.NewTimer(every)
 		select {
 		case <-ctx.Done():
-			next.Stop()
 			return
-		case <-next.C:
-		case <-d.replays:
-			next.Stop()
+		case <-d.replays.signal:
+		case <-tick.C:
+			all = open.any || time.Since(looked) >= findReplays
 		}
 	}
 }
 
-// stepReplays makes a step of each open replay. It reports whether there are any, and whether some have more to do at once.
-func (d *Dispatcher) stepReplays(ctx context.Context, left map[int64]time.Time) (open, more bool) {
-	maps.DeleteFunc(left, func(_ int64, until time.Time) bool { return time.Now().After(until) })
+// stepReplays makes a step of each open replay, and reports whether some have more to do at once.
+func (d *Dispatcher) stepReplays(ctx context.Context, open *openReplays) (more bool) {
+	maps.DeleteFunc(open.others, func(_ int64, until time.Time) bool { return time.Now().After(until) })
+	open.any, open.running = false, map[int64]*Replay{}
+	canceling := map[int64]bool{}
 	for after := int64(0); ; {
 		page, err := d.store.OpenReplays(ctx, after, replayPage)
 		if err != nil {
+			open.any = true // for all it knows
 			d.storeFailed("look for replays", err)
-			return true, false
+			return false
 		}
-		open = open || len(page) > 0
 		for i := range page {
 			r := &page[i]
-			after = r.Seq
-			if _, ok := left[r.Seq]; ok {
-				continue
+			after, open.any = r.Seq, true
+			switch r.State {
+			case ReplayCanceling:
+				canceling[r.Run] = true
+				d.replays.canceling.Store(&canceling)
+			case ReplayRunning:
+				open.running[r.Run] = r
 			}
-			again, err := d.stepReplay(ctx, r)
-			switch ErrorCode(err) {
-			case "", CodeNotFound: // it went with its webhook
-			case CodeConflict:
-				left[r.Seq] = time.Now().Add(replayLeft)
-			default:
-				d.storeFailed("replay events", err)
+			if _, ok := open.others[r.Seq]; !ok && d.stepReplay(ctx, r, open) {
+				more = true
 			}
-			more = more || again && err == nil
 		}
 		if len(page) < replayPage {
-			return open, more
+			d.replays.canceling.Store(&canceling)
+			return more
 		}
 	}
 }
 
 // stepReplay moves a replay on, and reports whether there is more to do at once.
-func (d *Dispatcher) stepReplay(ctx context.Context, r *Replay) (more bool, err error) {
+func (d *Dispatcher) stepReplay(ctx context.Context, r *Replay, open *openReplays) (more bool) {
+	planning := r.State == ReplayPlanning
+	more, err := d.moveReplay(ctx, r)
+	switch {
+	case err == nil:
+		return more
+	case ErrorCode(err) == CodeConflict: // it has changed since it was read
+		if planning {
+			open.others[r.Seq] = time.Now().Add(replayLeft)
+		}
+	case ErrorCode(err) != CodeNotFound: // else it went with its webhook
+		d.storeFailed("replay events", err)
+	}
+	return false
+}
+
+func (d *Dispatcher) moveReplay(ctx context.Context, r *Replay) (more bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	left, dropped := true, 0
@@ -284,6 +369,11 @@ func (d *Dispatcher) stepReplay(ctx context.Context, r *Replay) (more bool, err 
 	if err != nil || left {
 		return dropped > 0, err
 	}
+	counted, err := d.Replay(ctx, r.RepoID, r.WebhookID, r.ID)
+	if err != nil {
+		return false, err
+	}
+	r.Succeeded, r.Failed = counted.Succeeded, counted.Failed
 	if r.State == ReplayCanceling {
 		r.State = ReplayCanceled
 	} else {
@@ -333,9 +423,10 @@ func (d *Dispatcher) plan(ctx context.Context, r *Replay) error {
 			chosen = append(chosen, candidates[i])
 		}
 	}
-	// Events are numbered nearly in the order of their times: it looks on until a whole page is too old.
+	// Events are numbered nearly in the order of their times: it looks on until a whole page is too old, or one that is short by much.
 	r.Before = page.Next
-	planned := page.Next == 0 || old > 0 && old == len(page.Items)
+	allOld := old > 0 && old == len(page.Items) && (old >= someOld || page.Items[0].CreatedAt.Before(r.Since.Add(-muchOlder)))
+	planned := page.Next == 0 || allOld
 	switch {
 	case planned && r.DryRun:
 		r.State, r.EndedAt = ReplayDone, d.clock.now()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -402,37 +403,113 @@ func TestReplayOrdered(t *testing.T) {
 	})
 }
 
-// A canceled replay sends no more than what was taken up, and makes room for another one.
+// A canceled replay sends no more, neither first attempts nor retries, whatever nodes have in memory, and makes room for another one.
 func TestCancelReplay(t *testing.T) {
-	inWorld(t, posthorn.Config{KeepAllEvents: true, MaxInFlightPerWebhook: 1}, func(t *testing.T, w *world) {
-		w.dispatchMany(1500)
+	inWorld(t, posthorn.Config{KeepAllEvents: true, MaxInFlightPerWebhook: 4}, func(t *testing.T, w *world) {
+		w.dispatchMany(700)
 		hook := w.webhook("r1", good)
-		w.answers(func(request) sender.Outcome {
-			pass(time.Second)
-			return sender.Outcome{Status: 500}
+		if _, err := w.UpdateWebhook(t.Context(), "r1", hook.ID, posthorn.WebhookPatch{RetryPolicy: new("20s,20s,20s")}); err != nil {
+			t.Fatal(err)
+		}
+		b := w.another("B")
+		w.answers(func(r request) sender.Outcome {
+			pass(50 * time.Millisecond)
+			if strings.ContainsAny(r.eventID[len(r.eventID)-1:], "02468") {
+				return sender.Outcome{Status: 500}
+			}
+			return ok200
 		})
 		r := w.replay(hook, posthorn.ReplayAll, nil)
-		pass(2 * time.Second)
+		pass(time.Second)
 		_, err := w.StartReplay(t.Context(), "r1", hook.ID, posthorn.ReplayRange{Since: time.Now().Add(-time.Hour)})
 		if posthorn.ErrorCode(err) != posthorn.CodeConflict {
 			t.Errorf("a second one: %v", err)
 		}
-		if _, err := w.CancelReplay(t.Context(), "r1", hook.ID, r.ID); err != nil {
-			t.Fatal(err)
+		pass(18 * time.Second)
+		w.answers(hang(time.Second)) // and many retries become due
+		pass(5 * time.Second)
+		canceled := time.Now()
+		answer, err := b.CancelReplay(t.Context(), "r1", hook.ID, r.ID)
+		if err != nil || answer.State != posthorn.ReplayCanceling || answer.Succeeded < 100 {
+			t.Errorf("canceling: %+v, %v", answer, err)
 		}
 		pass(10 * time.Minute)
-		if r = w.replayed(r); r.State != posthorn.ReplayCanceled || r.EndedAt.IsZero() {
-			t.Errorf("it is %+v", r)
+		before, after := 0, 0
+		for _, r := range w.seen(good) {
+			if r.at.Sub(canceled) <= 1100*time.Millisecond {
+				before++
+			} else {
+				after++
+			}
 		}
-		sent := len(w.seen(good))
-		if sent == 0 || sent > 64 {
-			t.Errorf("%d requests were made", sent)
+		if before < 300 || after > 0 {
+			t.Errorf("%d requests were made before it was canceled, and %d a second later", before, after)
+		}
+		if r = w.replayed(r); r.State != posthorn.ReplayCanceled || r.EndedAt.IsZero() || r.Succeeded != answer.Succeeded {
+			t.Errorf("it is %+v", r)
 		}
 		if again, err := w.CancelReplay(t.Context(), "r1", hook.ID, r.ID); err != nil || again.State != posthorn.ReplayCanceled {
 			t.Errorf("canceling again: %+v, %v", again, err)
 		}
-		if second := w.replay(hook, posthorn.ReplayAll, nil); second.Matched != 1500 {
+		if second := w.replay(hook, posthorn.ReplayAll, nil); second.Matched != 700 {
 			t.Errorf("the next one is %+v", second)
+		}
+	})
+}
+
+// One that is canceled while it is being planned ends at once.
+func TestCancelPlannedReplay(t *testing.T) {
+	inWorld(t, posthorn.Config{KeepAllEvents: true}, func(t *testing.T, w *world) {
+		w.dispatchMany(700)
+		hook := w.webhook("r1", good)
+		var canceled time.Time
+		w.tamper(func(_ context.Context, call string, do func() error) error {
+			if call == "UpdateReplay" && canceled.IsZero() { // of the planning
+				canceled = time.Now()
+				page, err := w.Replays(t.Context(), posthorn.ReplayQuery{RepoID: "r1", WebhookID: hook.ID})
+				if err == nil {
+					_, err = w.CancelReplay(t.Context(), "r1", hook.ID, page.Items[0].ID)
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+			return do()
+		})
+		r := w.replay(hook, posthorn.ReplayAll, nil)
+		pass(time.Second)
+		if r = w.replayed(r); r.State != posthorn.ReplayCanceled || r.EndedAt.Sub(canceled) > time.Second || len(w.seen("")) > 0 {
+			t.Errorf("it is %+v", r)
+		}
+	})
+}
+
+// Replays that have nothing to do cost the others nothing.
+func TestIdleReplays(t *testing.T) {
+	inWorld(t, posthorn.Config{KeepAllEvents: true}, func(t *testing.T, w *world) {
+		w.dispatchMany(500)
+		for range 50 {
+			idle, err := w.CreateWebhook(t.Context(), posthorn.NewWebhook{RepoID: "r1", Events: []string{"push"}, Options: posthorn.Options{Polled: true}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.replay(idle, posthorn.ReplayMissed, nil)
+		}
+		pass(10 * time.Second)
+		calls := atomic.Int64{}
+		w.tamper(func(_ context.Context, call string, do func() error) error {
+			if call == "FreeReplayed" {
+				calls.Add(1)
+			}
+			return do()
+		})
+		hook := w.webhook("r1", good)
+		r := w.replay(hook, posthorn.ReplayMissed, nil)
+		for w.replayed(r).State != posthorn.ReplayDone {
+			pass(10 * time.Millisecond)
+		}
+		if n := calls.Load(); n > 500 {
+			t.Errorf("%d calls for 500 events", n)
 		}
 	})
 }

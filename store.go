@@ -100,13 +100,13 @@ type Store interface {
 	// OpenReplays returns replays of all webhooks that have not ended, in ascending order of Seq, each greater than after, without
 	// counting anything.
 	OpenReplays(ctx context.Context, after int64, limit int) ([]Replay, error)
-	// UpdateReplay stores what a replay has become, if it is still of the same Version, and sets the next one; once it has ended,
-	// with Succeeded and Failed as the log has them. The events get entries of its run that wait: they are there for Prune, and for nothing else
-	// until FreeReplayed. Those that are gone are left out. Matched grows by the others. CodeConflict when someone else was quicker, CodeNotFound when
-	// the webhook is gone.
+	// UpdateReplay stores what a replay has become, if it is still of the same Version and has not ended, and sets the next Version. The events get
+	// entries of its run that wait: they are there for Prune, and for nothing else until FreeReplayed. Those that are gone are left out. Matched
+	// grows by the others. CodeConflict when someone else was quicker, CodeNotFound when the webhook is gone.
 	UpdateReplay(ctx context.Context, r *Replay, events []*AcceptedEvent) error
-	// FreeReplayed makes entries of a replay that wait free and due, or held, in the order of their events' Seqs, as many as limit says. It reports how
-	// many that were, and whether the queue has any of its entries.
+	// FreeReplayed makes entries of a replay that wait free and due, or held, in the order of their events' Seqs, as many as limit says, whoever does
+	// so at the same time. It reports how many that were, and whether the queue has any of its entries. CodeConflict when the replay is of
+	// another Version, and CodeNotFound when the webhook is gone, if there was anything to free.
 	FreeReplayed(ctx context.Context, r *Replay, limit ReplayLimit) (freed int, left bool, err error)
 	// DropReplayed removes up to a number of a replay's entries from the queue that no node has. It reports how many that were, and
 	// whether the queue has any of its entries.

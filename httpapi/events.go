@@ -58,7 +58,7 @@ type newEventJSON struct {
 // receiptJSON is the answer to an accepted event.
 type receiptJSON struct {
 	EventID    string `json:"eventId"`
-	Deliveries int    `json:"deliveries" doc:"How many webhooks it goes to; with none, nothing is stored"`
+	Deliveries int    `json:"deliveries" doc:"How many webhooks it goes to; with none it is not stored, unless the server keeps all events"`
 }
 
 // newEventsJSON is the body that posts events together.
@@ -70,7 +70,7 @@ type newEventsJSON struct {
 // batchReceiptJSON is the answer for one of them.
 type batchReceiptJSON struct {
 	EventID    string `json:"eventId"`
-	Deliveries int    `json:"deliveries" doc:"How many webhooks it goes to; with none, nothing is stored"`
+	Deliveries int    `json:"deliveries" doc:"How many webhooks it goes to; with none it is not stored, unless the server keeps all events"`
 	Duplicate  bool   `json:"duplicate" doc:"It was posted before, or stands in the batch before: the first answer again"`
 }
 

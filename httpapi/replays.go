@@ -91,8 +91,8 @@ func (s *server) registerReplays() {
 	operation(s, huma.Operation{
 		OperationID: "cancelReplay", Method: http.MethodPost, Path: replays + "/{replayId}/cancel", Tags: tags,
 		Summary: "Cancel a replay",
-		Description: "What waits, for its turn or for its next attempt, is not sent. What was taken up already is, at most 64 events, once each. A replay that " +
-			"has ended stays as it is.",
+		Description: "What waits, for its turn or for its next attempt, is not sent, within a second on all nodes. What is being sent at that moment still is. " +
+			"A replay that has ended stays as it is.",
 	}, posthorn.ScopeDeliveriesWrite, s.cancelReplay)
 }
 

@@ -105,12 +105,12 @@ func (s *Store) pruneDeleted(ctx context.Context) (int, error) {
 
 // deleteEntries deletes the entries of a webhook that no node has.
 func (s *Store) deleteEntries(ctx context.Context, webhook int64) error {
-	_, err := s.deleteAll(ctx, deleteBehind, webhook, math.MinInt64, 0)
+	_, err := s.deleteAll(ctx, deleteWaiting, webhook, 0)
 	if err == nil {
-		_, err = s.deleteAll(ctx, deleteHeld, webhook, time.Time{}, 0, 0)
+		_, err = s.deleteAll(ctx, deleteBehind, webhook, math.MinInt64, 0)
 	}
 	if err == nil {
-		_, err = s.deleteAll(ctx, deleteWaiting, webhook, 0)
+		_, err = s.deleteAll(ctx, deleteHeld, webhook, time.Time{}, 0, 0)
 	}
 	if err == nil {
 		_, err = s.deleteAll(ctx, deleteQueued, webhook, false, time.Time{}, 0, 0)
@@ -175,7 +175,7 @@ const (
 	deleteWaiting = `WITH page AS MATERIALIZED (
 			SELECT ctid AS place, event FROM posthorn.queue
 			WHERE run = (SELECT run FROM posthorn.replays WHERE webhook = $1 AND ended_at IS NULL) AND node = -3 AND event > $3
-			ORDER BY event LIMIT $2 FOR UPDATE SKIP LOCKED
+			ORDER BY event LIMIT $2 FOR UPDATE -- nobody finds later what is left now
 		), gone AS (
 			DELETE FROM posthorn.queue WHERE ctid = ANY (ARRAY(SELECT place FROM page)) RETURNING 1
 		)

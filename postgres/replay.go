@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -11,27 +12,32 @@ import (
 	"github.com/musehub/posthorn"
 )
 
-// selectOutcomes looks for the deliveries of an event by the time that their ids share with it.
-const selectOutcomes = `SELECT logged.attempts, logged.delivered,
+// selectOutcomes looks for the deliveries of events by the times that their ids share with them: once for each millisecond, which may have many.
+const selectOutcomes = `WITH logged AS MATERIALIZED (
+		SELECT d.event, count(*) AS attempts, bool_or(d.success) AS delivered FROM unnest($3::uuid[], $4::uuid[]) AS ms (first, behind)
+		CROSS JOIN LATERAL (SELECT d.event, d.success FROM posthorn.deliveries d
+			WHERE d.id >= ms.first AND d.id < ms.behind AND d.webhook + 0 = $1 OFFSET 0) d
+		GROUP BY d.event
+	)
+	SELECT coalesce(l.attempts, 0), coalesce(l.delivered, false),
 		EXISTS (SELECT FROM posthorn.queue q WHERE q.event = g.event AND q.webhook = $1)
 		OR EXISTS (SELECT FROM posthorn.promises p CROSS JOIN LATERAL unnest(p.events, p.webhooks) AS u (event, webhook)
 			WHERE p.block = g.event / 64 AND u.event = g.event AND u.webhook = $1)
-	FROM unnest($2::bigint[], $3::uuid[], $4::uuid[]) WITH ORDINALITY AS g (event, first, behind, n)
-	CROSS JOIN LATERAL (
-		SELECT count(*) AS attempts, coalesce(bool_or(d.success), false) AS delivered FROM posthorn.deliveries d
-		WHERE d.id >= g.first AND d.id < g.behind AND d.event = g.event AND d.webhook + 0 = $1) logged
-	ORDER BY g.n`
+	FROM unnest($2::bigint[]) WITH ORDINALITY AS g (event, n) LEFT JOIN logged l USING (event) ORDER BY g.n`
 
 // Outcomes implements [posthorn.Store].
 func (s *Store) Outcomes(ctx context.Context, webhookSeq int64, events []*posthorn.AcceptedEvent) (outcomes []posthorn.Outcome, err error) {
 	if len(events) == 0 {
 		return nil, nil
 	}
-	seqs := make([]int64, len(events))
-	first, behind := make([]pgtype.UUID, len(events)), make([]pgtype.UUID, len(events))
+	seqs, times := make([]int64, len(events)), make([]int64, len(events))
 	for i, e := range events {
-		ms := e.CreatedAt.UnixMilli()
-		seqs[i], first[i], behind[i] = e.Seq, idsFrom(ms), idsFrom(ms+1)
+		seqs[i], times[i] = e.Seq, e.CreatedAt.UnixMilli()
+	}
+	slices.Sort(times)
+	var first, behind []pgtype.UUID
+	for _, ms := range slices.Compact(times) {
+		first, behind = append(first, idsFrom(ms)), append(behind, idsFrom(ms+1))
 	}
 	err = s.get(ctx, func(b *batch) {
 		b.queue(selectOutcomes, webhookSeq, seqs, first, behind).Query(func(rows pgx.Rows) (err error) {
@@ -113,9 +119,12 @@ func (s *Store) Replays(ctx context.Context, q posthorn.ReplayQuery) (page posth
 		if err := t.run(ctx, func(b *batch) { selectWebhook(b, q.RepoID, q.WebhookID, "", &w) }); err != nil || !storable(q.ID) {
 			return err
 		}
+		where, which := " WHERE r.webhook = $1 AND r.seq < $2 ORDER BY r.seq DESC LIMIT $3::bigint", []any{w.Seq, before(q.Before), pageRows(q.Limit)}
+		if q.ID != "" { // which has an index of its own
+			where, which = " WHERE r.webhook = $1 AND r.id = $2", []any{w.Seq, q.ID}
+		}
 		return t.run(ctx, func(b *batch) {
-			b.queue("SELECT "+replayColumns+replayCounts+liveReplays+` WHERE r.webhook = $1 AND r.seq < $2 AND ($3 = '' OR r.id = $3)
-				ORDER BY r.seq DESC LIMIT $4::bigint`, w.Seq, before(q.Before), q.ID, pageRows(q.Limit)).Query(func(rows pgx.Rows) error {
+			b.queue("SELECT "+replayColumns+replayCounts+liveReplays+where, which...).Query(func(rows pgx.Rows) error {
 				for rows.Next() {
 					if q.Limit > 0 && len(page.Items) == q.Limit {
 						page.Next = page.Items[q.Limit-1].Seq
@@ -159,9 +168,8 @@ const updateReplay = `WITH there AS MATERIALIZED (
 		SELECT there.seq, $10, $11, 1, 'replay', there.created_at, -3 FROM there ORDER BY there.seq RETURNING 1
 	)
 	UPDATE posthorn.replays r SET version = r.version + 1, state = $3, before = $4, examined = $5, matched = $6 + (SELECT count(*) FROM waiting),
-		ended_at = $7, succeeded = CASE WHEN $7::timestamptz IS NULL THEN 0 ELSE ` + countSucceeded + ` END,
-		failed = CASE WHEN $7::timestamptz IS NULL THEN 0 ELSE ` + countFailed + ` END
-	WHERE r.seq = $1 AND r.version = $2 AND r.ended_at IS NULL AND r.webhook = $8 RETURNING version, matched, succeeded, failed`
+		ended_at = $7, succeeded = $12, failed = $13
+	WHERE r.seq = $1 AND r.version = $2 AND r.ended_at IS NULL AND r.webhook = $8 RETURNING version, matched`
 
 // UpdateReplay implements [posthorn.Store].
 func (s *Store) UpdateReplay(ctx context.Context, r *posthorn.Replay, events []*posthorn.AcceptedEvent) error {
@@ -173,16 +181,10 @@ func (s *Store) UpdateReplay(ctx context.Context, r *posthorn.Replay, events []*
 	err := s.write(ctx, func(ctx context.Context, t *transaction) error {
 		next = *r
 		return t.run(ctx, func(b *batch) {
-			one := 0
-			// The lock keeps the webhook from being deleted before the entries are there, which go with it.
-			b.queue("SELECT 1 FROM posthorn.webhooks WHERE seq = $1 AND NOT deleted FOR SHARE", r.WebhookSeq).
-				QueryRow(func(row pgx.Row) error { return found(row.Scan(&one), errNoWebhook()) })
+			keepWebhook(b, r)
 			b.queue(updateReplay, r.Seq, r.Version, string(r.State), r.Before, r.Examined, r.Matched, nullTime(r.EndedAt), r.WebhookSeq,
-				seqs, r.WebhookSeq, r.Run,
-			).QueryRow(func(row pgx.Row) error {
-				return found(row.Scan(&next.Version, &next.Matched, &next.Succeeded, &next.Failed),
-					posthorn.Errorf(posthorn.CodeConflict, "the replay has changed meanwhile"))
-			})
+				seqs, r.WebhookSeq, r.Run, r.Succeeded, r.Failed,
+			).QueryRow(func(row pgx.Row) error { return found(row.Scan(&next.Version, &next.Matched), errReplayChanged()) })
 		})
 	})
 	if err == nil {
@@ -191,34 +193,60 @@ func (s *Store) UpdateReplay(ctx context.Context, r *posthorn.Replay, events []*
 	return err
 }
 
+func errReplayChanged() error {
+	return posthorn.Errorf(posthorn.CodeConflict, "the replay has changed meanwhile")
+}
+
+// keepWebhook keeps a webhook from being deleted before the transaction's entries are there, which go with it.
+func keepWebhook(b *batch, r *posthorn.Replay) {
+	one := 0
+	b.queue("SELECT 1 FROM posthorn.webhooks WHERE seq = $1 AND NOT deleted FOR SHARE", r.WebhookSeq).
+		QueryRow(func(row pgx.Row) error { return found(row.Scan(&one), errNoWebhook()) })
+}
+
 // Whether there are entries of a replay that were let go, and whether there are any at all.
 const (
 	letGo     = "EXISTS (SELECT FROM posthorn.queue q WHERE q.run = $1 AND q.trigger = 'replay' AND coalesce(q.node, 0) <> -3)"
 	isWaiting = "EXISTS (SELECT FROM posthorn.queue q WHERE q.run = $1 AND q.node = -3)"
 )
 
-// freeReplayed sees the entries as they were when it began: so what it frees counts as waiting.
-const freeReplayed = `WITH room AS MATERIALIZED (
-		SELECT CASE WHEN $3 AND ` + letGo + ` THEN 0 ELSE $2::bigint - (SELECT count(*) FROM (
-			SELECT FROM posthorn.queue q WHERE q.run = $1 AND q.trigger = 'replay' AND q.attempt = 1 AND coalesce(q.node, 0) <> -3 LIMIT $2) q) END AS n
-	), page AS MATERIALIZED (
-		SELECT ctid AS place FROM posthorn.queue WHERE run = $1 AND node = -3 ORDER BY event LIMIT (SELECT n FROM room) FOR UPDATE SKIP LOCKED
-	), freed AS (
-		UPDATE posthorn.queue SET node = $4, due_at = $5 WHERE ctid = ANY (ARRAY(SELECT place FROM page)) RETURNING 1
-	)
-	SELECT (SELECT count(*) FROM freed), ` + letGo + ` OR ` + isWaiting
+// replayRoom is how many entries of a replay may be let go, and whether there are any at all.
+const replayRoom = `SELECT CASE WHEN $3 AND ` + letGo + ` OR NOT ` + isWaiting + ` THEN 0 ELSE $2::bigint - (SELECT count(*) FROM (
+		SELECT FROM posthorn.queue q WHERE q.run = $1 AND q.trigger = 'replay' AND q.attempt = 1 AND coalesce(q.node, 0) <> -3 LIMIT $2) q) END,
+	` + letGo + ` OR ` + isWaiting
 
-// FreeReplayed implements [posthorn.Store].
+const freeReplayed = `UPDATE posthorn.queue SET node = $3, due_at = $4
+	WHERE ctid = ANY (ARRAY(SELECT ctid FROM posthorn.queue WHERE run = $1 AND node = -3 ORDER BY event LIMIT $2 FOR UPDATE))`
+
+// FreeReplayed implements [posthorn.Store]. Mostly there is nothing to free, and nothing is locked then.
 func (s *Store) FreeReplayed(ctx context.Context, r *posthorn.Replay, limit posthorn.ReplayLimit) (freed int, left bool, err error) {
+	room := 0
+	look := func(b *batch) {
+		b.queue(replayRoom, r.Run, limit.Untried, limit.Alone).QueryRow(func(row pgx.Row) error { return row.Scan(&room, &left) })
+	}
+	if err := s.get(ctx, look); err != nil || room <= 0 {
+		return 0, left, err
+	}
 	var node *int64
 	if limit.Held {
 		held := int64(heldNode)
 		node = &held
 	}
 	err = s.write(ctx, func(ctx context.Context, t *transaction) error {
+		freed = 0
+		err := t.run(ctx, func(b *batch) {
+			keepWebhook(b, r)
+			one := 0
+			// Of two that free at the same time, the second sees what the first has freed.
+			b.queue("SELECT 1 FROM posthorn.replays WHERE seq = $1 AND version = $2 AND ended_at IS NULL FOR UPDATE", r.Seq, r.Version).
+				QueryRow(func(row pgx.Row) error { return found(row.Scan(&one), errReplayChanged()) })
+			look(b)
+		})
+		if err != nil || room <= 0 {
+			return err
+		}
 		return t.run(ctx, func(b *batch) {
-			b.queue(freeReplayed, r.Run, limit.Untried, limit.Alone, node, micros(limit.Now)).
-				QueryRow(func(row pgx.Row) error { return row.Scan(&freed, &left) })
+			b.queue(freeReplayed, r.Run, room, node, micros(limit.Now)).Exec(rowsAffected(&freed))
 		})
 	})
 	if freed > 0 {
@@ -250,7 +278,16 @@ func (s *Store) DropReplayed(ctx context.Context, r *posthorn.Replay, limit int)
 
 // pruneReplays removes replays that have ended.
 func (s *Store) pruneReplays(ctx context.Context, before time.Time) error {
-	return s.write(ctx, func(ctx context.Context, t *transaction) error {
-		return t.run(ctx, func(b *batch) { b.queue("DELETE FROM posthorn.replays WHERE ended_at < $1", micros(before)) })
-	})
+	for {
+		n := 0
+		err := s.write(ctx, func(ctx context.Context, t *transaction) error {
+			return t.run(ctx, func(b *batch) {
+				b.queue(`DELETE FROM posthorn.replays WHERE seq = ANY (ARRAY(
+					SELECT seq FROM posthorn.replays WHERE ended_at < $1 ORDER BY ended_at LIMIT $2))`, micros(before), pruneChunk).Exec(rowsAffected(&n))
+			})
+		})
+		if err != nil || n < pruneChunk {
+			return err
+		}
+	}
 }

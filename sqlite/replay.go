@@ -154,6 +154,10 @@ func scanReplay(st *sqlite.Stmt) (posthorn.Replay, error) {
 // Replays implements [posthorn.Store].
 func (s *Store) Replays(ctx context.Context, q posthorn.ReplayQuery) (page posthorn.Page[posthorn.Replay], err error) {
 	limit, rows := pageRows(q.Limit)
+	where, which := " WHERE r.webhook = ? AND r.seq < ? ORDER BY r.seq DESC LIMIT ?", []any{before(q.Before), rows}
+	if q.ID != "" { // which has an index of its own
+		where, which = " WHERE r.webhook = ? AND r.id = ?", []any{q.ID}
+	}
 	err = s.read(ctx, func(c *sqlite.Conn) error {
 		w, err := webhook(c, q.RepoID, q.WebhookID)
 		if err != nil {
@@ -168,8 +172,7 @@ func (s *Store) Replays(ctx context.Context, q posthorn.ReplayQuery) (page posth
 			r.Succeeded, r.Failed = st.ColumnInt64(14), st.ColumnInt64(15)
 			page.Items = append(page.Items, r)
 			return err
-		}, "SELECT "+replayColumns+replayCounts+liveReplays+" WHERE r.webhook = ?1 AND r.seq < ?2 AND (?3 = '' OR r.id = ?3) ORDER BY r.seq DESC LIMIT ?4",
-			w.Seq, before(q.Before), q.ID, rows)
+		}, "SELECT "+replayColumns+replayCounts+liveReplays+where, append([]any{w.Seq}, which...)...)
 	})
 	if err != nil {
 		return posthorn.Page[posthorn.Replay]{}, err
@@ -215,13 +218,11 @@ func (s *Store) UpdateReplay(ctx context.Context, r *posthorn.Replay, events []*
 				return err
 			}
 		}
-		changed, err := queryRow(c, func(st *sqlite.Stmt) { next.Succeeded, next.Failed = st.ColumnInt64(0), st.ColumnInt64(1) },
-			`UPDATE posthorn_replays AS r SET version = ?, state = ?, before = ?, examined = ?, matched = ?, ended_at = ?6,
-				succeeded = CASE WHEN ?6 = 0 THEN 0 ELSE `+countSucceeded+` END, failed = CASE WHEN ?6 = 0 THEN 0 ELSE `+countFailed+` END
-			WHERE seq = ?7 AND version = ?8 AND ended_at = 0 RETURNING succeeded, failed`,
-			next.Version, string(r.State), r.Before, r.Examined, next.Matched, r.EndedAt, r.Seq, r.Version)
-		if err == nil && !changed {
-			return posthorn.Errorf(posthorn.CodeConflict, "the replay has changed meanwhile")
+		err := exec(c, `UPDATE posthorn_replays SET version = ?, state = ?, before = ?, examined = ?, matched = ?, succeeded = ?, failed = ?, ended_at = ?
+			WHERE seq = ? AND version = ? AND ended_at = 0`,
+			next.Version, string(r.State), r.Before, r.Examined, next.Matched, r.Succeeded, r.Failed, r.EndedAt, r.Seq, r.Version)
+		if err == nil && c.Changes() == 0 {
+			return errReplayChanged()
 		}
 		return err
 	})
@@ -229,6 +230,10 @@ func (s *Store) UpdateReplay(ctx context.Context, r *posthorn.Replay, events []*
 		*r = next
 	}
 	return err
+}
+
+func errReplayChanged() error {
+	return posthorn.Errorf(posthorn.CodeConflict, "the replay has changed meanwhile")
 }
 
 // orNot returns an error, or where there is none another one.
@@ -242,8 +247,8 @@ func orNot(err, other error) error {
 // FreeReplayed implements [posthorn.Store]. Mostly there is nothing to free, and nothing is written then.
 func (s *Store) FreeReplayed(ctx context.Context, r *posthorn.Replay, limit posthorn.ReplayLimit) (freed int, left bool, err error) {
 	const of = "FROM posthorn_queue WHERE trigger = 'replay' AND run = ? "
-	const letGo = of + "AND NOT (attempt = 1 AND lane = 5)"
 	const untried = of + "AND attempt = 1 AND lane < 5"
+	const retried = of + "AND attempt > 1"
 	const waiting = "SELECT due_at, event " + of + "AND attempt = 1 AND lane = 5 ORDER BY event LIMIT ?"
 	type entry struct{ dueAt, event int64 }
 	var found []entry
@@ -252,9 +257,10 @@ func (s *Store) FreeReplayed(ctx context.Context, r *posthorn.Replay, limit post
 		if err != nil {
 			return err
 		}
-		if left, err = queryRow(c, func(*sqlite.Stmt) {}, "SELECT 1 "+letGo+" LIMIT 1", r.Run); err != nil {
+		if left, err = queryRow(c, func(*sqlite.Stmt) {}, "SELECT 1 "+retried+" LIMIT 1", r.Run); err != nil {
 			return err
 		}
+		left = left || n > 0
 		room := limit.Untried - int(n)
 		if limit.Alone && left {
 			room = 0
@@ -279,6 +285,13 @@ func (s *Store) FreeReplayed(ctx context.Context, r *posthorn.Replay, limit post
 	}
 	err = s.write(ctx, func(c *sqlite.Conn) error {
 		freed = 0
+		if _, ok, err := findWebhook(c, r.WebhookSeq); err != nil || !ok {
+			return orNot(err, errNoWebhook())
+		}
+		same, err := queryRow(c, func(*sqlite.Stmt) {}, "SELECT 1 FROM posthorn_replays WHERE seq = ? AND version = ? AND ended_at = 0", r.Seq, r.Version)
+		if err != nil || !same {
+			return orNot(err, errReplayChanged())
+		}
 		for _, e := range found {
 			err := exec(c, "UPDATE posthorn_queue SET lane = ?, due_at = ? WHERE webhook = ? AND lane = ? AND due_at = ? AND event = ? AND run = ?",
 				lane, limit.Now, r.WebhookSeq, laneWaiting, e.dueAt, e.event, r.Run)
@@ -309,7 +322,16 @@ func (s *Store) DropReplayed(ctx context.Context, r *posthorn.Replay, limit int)
 
 // pruneReplays removes replays that have ended.
 func (s *Store) pruneReplays(ctx context.Context, before time.Time) error {
-	return s.write(ctx, func(c *sqlite.Conn) error {
-		return exec(c, "DELETE FROM posthorn_replays WHERE ended_at > 0 AND ended_at < ?", before)
-	})
+	for {
+		n := 0
+		err := s.write(ctx, func(c *sqlite.Conn) error {
+			err := exec(c, `DELETE FROM posthorn_replays WHERE seq IN
+				(SELECT seq FROM posthorn_replays WHERE ended_at > 0 AND ended_at < ? ORDER BY ended_at LIMIT ?)`, before, pruneChunk)
+			n = c.Changes()
+			return err
+		})
+		if err != nil || n < pruneChunk {
+			return err
+		}
+	}
 }

@@ -1,6 +1,8 @@
 package storetest
 
 import (
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/musehub/posthorn"
@@ -80,10 +82,11 @@ func (s *suite) open() []posthorn.Replay {
 	return open
 }
 
-// end ends a replay.
+// end ends a replay, with the counts of the log.
 func (s *suite) end(r *posthorn.Replay, at time.Time) {
 	s.Helper()
-	r.State, r.EndedAt = posthorn.ReplayDone, at
+	counted := s.replays(posthorn.ReplayQuery{RepoID: r.RepoID, WebhookID: r.WebhookID, ID: r.ID})[0]
+	r.Succeeded, r.Failed, r.State, r.EndedAt = counted.Succeeded, counted.Failed, posthorn.ReplayDone, at
 	s.check(s.UpdateReplay(s.Context(), r, nil))
 }
 
@@ -179,6 +182,8 @@ func testReplayed(s *suite) {
 	stale := *r
 	stale.Version--
 	s.wantCode(s.UpdateReplay(s.Context(), &stale, []*posthorn.AcceptedEvent{s.event()}), posthorn.CodeConflict)
+	_, _, err := s.FreeReplayed(s.Context(), &stale, posthorn.ReplayLimit{Now: start, Untried: 1})
+	s.wantCode(err, posthorn.CodeConflict)
 
 	now := start.Add(time.Minute)
 	s.equal("webhooks due", s.due(now.Add(48*horizon)), []int64{})
@@ -222,6 +227,52 @@ func testReplayed(s *suite) {
 
 	// Others' replays have their own.
 	s.wantFree(s.replay(other), two, 0, false)
+}
+
+// testReplayConcurrently has several free entries of one replay at the same time: together they free no more than one may.
+func testReplayConcurrently(s *suite) {
+	w, node := s.webhook(), s.node()
+	r := s.replay(w)
+	var events []*posthorn.AcceptedEvent
+	for range 40 {
+		e := s.event()
+		s.accept(node, e, nil)
+		events = append(events, e)
+	}
+	s.check(s.UpdateReplay(s.Context(), r, events))
+	for i := range events {
+		limit := posthorn.ReplayLimit{Now: start, Untried: 1 + i%2, Alone: i%2 == 0}
+		var freed atomic.Int64
+		var all sync.WaitGroup
+		for range 4 {
+			all.Go(func() {
+				n, _, err := s.FreeReplayed(s.Context(), r, limit)
+				if err != nil {
+					s.Errorf("unexpected error: %v", err)
+				}
+				freed.Add(int64(n))
+			})
+		}
+		all.Wait()
+		claimed := s.claim(node, start, w)
+		if freed.Load() > int64(limit.Untried) || len(claimed) != int(freed.Load()) {
+			s.Fatalf("%d were freed and %d claimed, where %d may be", freed.Load(), len(claimed), limit.Untried)
+		}
+		for _, e := range claimed {
+			if e.Event.ID != events[0].ID {
+				s.Fatalf("event %s is claimed before %s", e.Event.ID, events[0].ID)
+			}
+			events = events[1:]
+			s.record(node, done(e, start))
+		}
+		if len(events) == 0 {
+			break
+		}
+	}
+	s.equal("events left", len(events), 0)
+	stale := *r
+	stale.Version--
+	s.wantFree(&stale, posthorn.ReplayLimit{Now: start, Untried: 1}, 0, false)
 }
 
 // testReplayHeld has a replay of a webhook that is polled.
@@ -291,6 +342,8 @@ func testReplayDeleted(s *suite) {
 	s.wantFree(r, posthorn.ReplayLimit{Now: start, Untried: 1}, 1, true)
 	s.check(s.DeleteWebhook(s.Context(), repo, w.ID))
 	s.wantCode(s.UpdateReplay(s.Context(), r, events), posthorn.CodeNotFound)
+	_, _, err := s.FreeReplayed(s.Context(), r, posthorn.ReplayLimit{Now: start, Untried: 2})
+	s.wantCode(err, posthorn.CodeNotFound)
 	s.equal("rows pruned", s.prune(start.Add(4*day)), 3)
 	_, left := s.free(r, posthorn.ReplayLimit{Now: start, Untried: 1})
 	s.equal("whether any are left", left, false)
