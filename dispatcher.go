@@ -361,8 +361,8 @@ func (d *Dispatcher) committed(r Result) {
 	if r.Entry.Trigger == TriggerReplay {
 		wake(d.replays)
 	}
-	if r.noted != nil {
-		close(r.noted)
+	if r.Entry.Held {
+		d.polls.recorded(r.Entry)
 	}
 	if r.Delivery != nil && r.target != nil {
 		d.observe(&r)

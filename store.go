@@ -263,7 +263,6 @@ type Result struct {
 	hold     time.Duration // for how long the webhook wants no request at all
 	slow     bool          // it wants fewer
 	failures int           // of its attempts in a row, with this one
-	noted    chan struct{} // of a held entry: closed once the result is committed
 }
 
 // DueWebhook is a webhook that has something to claim.
