@@ -356,6 +356,9 @@ func (d *Dispatcher) Poll(ctx context.Context, repoID, webhookID string, q PollQ
 	}
 }
 
+// Polled reports whether the run is of a webhook that is polled: it ends once the receiver acknowledges the event, whenever that is.
+func (r *Redelivery) Polled() bool { return r.entry.Held }
+
 func errInactive(w *Webhook) error {
 	return Errorf(CodeConflict, "the webhook is not active%s", w.whyInactive())
 }

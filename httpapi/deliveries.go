@@ -172,7 +172,8 @@ func (s *server) registerDeliveries() {
 		Summary: "Send a delivery's event again",
 		Description: "Starts a new run of attempts, with the webhook's present URL and secret, also when it is inactive. The " +
 			"answer comes at the end of the run, or at once with Prefer: respond-async. The run doesn't depend on that: it " +
-			"goes on when the client hangs up and after a restart. Without a stored payload there is nothing to send: 422.",
+			"goes on when the client hangs up and after a restart. Of a webhook that is polled the answer always comes at once. Without " +
+			"a stored payload there is nothing to send: 422.",
 		Responses: map[string]*huma.Response{
 			"202": jsonResponse[redeliveryJSON](s, "The run is stored and will be made; success and response are not known yet"),
 		},
@@ -267,8 +268,11 @@ func (s *server) redeliver(ctx context.Context, in *redeliverInput) (*redeliverO
 	shown := redeliveryJSON{
 		OriginalDeliveryID: in.DeliveryID, DeliveryID: run.DeliveryID, WebhookID: in.WebhookID, EventType: run.EventType,
 	}
-	if in.async {
+	switch {
+	case in.async:
 		return &redeliverOutput{http.StatusAccepted, "respond-async", shown}, nil
+	case run.Polled(): // nobody knows when the receiver asks for it
+		return &redeliverOutput{http.StatusAccepted, "", shown}, nil
 	}
 	last, err := run.Wait(ctx)
 	if err != nil { // the client hung up, or Posthorn stops

@@ -45,6 +45,13 @@ func TestPoll(t *testing.T) {
 	if d := <-api.made; d.ID != event["deliveryId"] || !d.Success {
 		t.Errorf("the log has %+v", d)
 	}
+	a = api.do("POST", path+"/deliveries/"+event["deliveryId"].(string)+"/redeliver", "") // whose end nobody waits for
+	api.matches("redeliver", a)
+	again := a.ok(http.StatusAccepted)
+	got = api.do("GET", path+"/poll", "").ok(http.StatusOK)
+	if event := got["events"].([]any)[0].(map[string]any); again["success"] != nil || event["deliveryId"] != again["deliveryId"] || event["trigger"] != "redelivery" {
+		t.Errorf("the redelivery %v is polled as %v", again, event)
+	}
 	for query, field := range map[string]string{"wait=long": "wait", "wait=2m": "wait", "limit=0": "limit", "limit=201": "limit", "cursor=AQ": "cursor"} {
 		api.do("GET", path+"/poll?"+query, "").problem(http.StatusUnprocessableEntity, "", field)
 	}
