@@ -142,6 +142,41 @@ func TestRecovered(t *testing.T) {
 	})
 }
 
+// Another URL starts all over: its first failure doesn't disable a webhook. The same URL again changes nothing.
+func TestHealthOfAnotherURL(t *testing.T) {
+	inWorld(t, healthConfig(), func(t *testing.T, w *world) {
+		const moved = "https://moved.example/"
+		hook := w.webhook("r1", bad)
+		w.answers(func(request) sender.Outcome { return sender.Outcome{Status: 500} })
+		for i := range 9 { // over 9 minutes
+			for n := range 3 {
+				w.dispatch("r1", fmt.Sprintf("e%d-%d", i, n))
+			}
+			pass(time.Minute)
+		}
+		health := func(url string) posthorn.Health {
+			t.Helper()
+			h, err := w.UpdateWebhook(t.Context(), "r1", hook.ID, posthorn.WebhookPatch{URL: &url})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return h.Health
+		}
+		if h := health(bad); h.FailingSince.IsZero() || !h.Warned {
+			t.Errorf("with the same URL again: %+v", h)
+		}
+		if h := health(moved); h != (posthorn.Health{}) {
+			t.Errorf("with another URL: %+v", h)
+		}
+		pass(2 * time.Minute)
+		w.dispatch("r1", "first")
+		pass(time.Minute)
+		if h, err := w.Webhook(t.Context(), "r1", hook.ID); err != nil || !h.Active || len(w.seen(moved)) == 0 {
+			t.Errorf("it is %+v, %v", h, err)
+		}
+	})
+}
+
 // Webhooks of other repos can't subscribe to operational events, and those of the system repo tell nothing of their own failures.
 func TestSystemRepo(t *testing.T) {
 	inWorld(t, healthConfig(), func(t *testing.T, w *world) {
