@@ -61,6 +61,7 @@ type Dispatcher struct {
 	cutOff                 context.CancelFunc
 
 	observed chan observation
+	begun    map[int64]time.Time // webhooks to when it was noted that they fail; for who commits results
 	tokens   tokenCache
 	creating sync.Mutex // held while a webhook is counted and created
 	waits    waits

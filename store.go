@@ -45,7 +45,8 @@ type Store interface {
 	// Webhooks returns a page of webhooks in ascending order of Seq.
 	Webhooks(ctx context.Context, q WebhookQuery) (Page[Webhook], error)
 	// Changes returns which webhooks were created, changed or deleted since a version, zero for the first time. No change
-	// is left out: versions ascend in the order in which changes become visible.
+	// is left out: versions ascend in the order in which changes become visible. Only one of nothing but FailingSince and Warned is none, because
+	// nothing that is sent depends on these.
 	Changes(ctx context.Context, since int64) (Changes, error)
 
 	// Commit accepts events and records results, all in one transaction with one fsync. What is wrong with a single

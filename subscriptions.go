@@ -59,6 +59,9 @@ type subscriptions struct {
 type stripe struct {
 	loading sync.Mutex    // held while a repo is loaded, so that it is loaded once
 	changes atomic.Uint64 // what was loaded before one is not kept after it
+	// noted is, while a repo is loaded, how webhooks are by what was noted meanwhile: the load may have read the old rows. Guarded by
+	// subscriptions.mu.
+	noted map[int64]*Health
 }
 
 // subscribers are the webhooks of one repo.
@@ -173,6 +176,7 @@ func filterable(event *AcceptedEvent) (filter.Event, error) {
 // target is a webhook ready to be sent to.
 type target struct {
 	Webhook
+	health  atomic.Pointer[Health] // as this node knows it by now, and not as it was when this was loaded
 	retry   RetryPolicy
 	filter  *filter.Filter
 	flow    flow
@@ -223,6 +227,9 @@ func (s *subscriptions) of(ctx context.Context, repoID string) (*subscribers, er
 		return subs, nil
 	}
 	changes, loaded := stripe.changes.Load(), time.Now()
+	s.mu.Lock()
+	stripe.noted = map[int64]*Health{}
+	s.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout) // others wait for this load, too
 	defer cancel()
 	page, err := s.store.Webhooks(ctx, WebhookQuery{RepoID: repoID})
@@ -237,6 +244,12 @@ func (s *subscriptions) of(ctx context.Context, repoID string) (*subscribers, er
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for seq, health := range stripe.noted {
+		if t := subs.bySeq[seq]; t != nil {
+			t.health.Store(health)
+		}
+	}
+	stripe.noted = nil
 	if stripe.changes.Load() != changes {
 		return subs, nil // good for who asked before the change, and for nobody else
 	}
@@ -318,6 +331,19 @@ func (s *subscriptions) invalidate(repoID string, webhookSeq int64) {
 	s.revoke(func(u *use) bool { return u.Seq == webhookSeq })
 }
 
+// setHealth notes how a webhook is. What is sent to whom doesn't depend on that: the repo stays in the cache, because many of its
+// webhooks may begin to fail at once, and the others shall not wait for it to be loaded anew each time.
+func (s *subscriptions) setHealth(w Webhook) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if noted := s.stripe(w.RepoID).noted; noted != nil {
+		noted[w.Seq] = &w.Health
+	}
+	if subs := s.repos[w.RepoID]; subs != nil && subs.bySeq[w.Seq] != nil {
+		subs.bySeq[w.Seq].health.Store(&w.Health)
+	}
+}
+
 func (s *subscriptions) revoke(which func(*use) bool) {
 	s.changes.Add(1)
 	s.useMu.Lock()
@@ -380,6 +406,7 @@ func (s *subscriptions) prepare(w Webhook, now time.Time, subs *subscribers) *ta
 		Webhook: w, retry: *s.cfg.RetryPolicy, flow: flow{s.cfg.MaxInFlightPerWebhook, w.MaxPerSecond},
 		tls: sender.TLS{MinVersion: w.TLS.MinVersion, RootCAs: w.TLS.RootCAs, Certificate: w.TLS.Certificate},
 	}
+	t.health.Store(&w.Health)
 	if policy, err := ParseRetryPolicy(w.RetryPolicy); w.RetryPolicy != "" && err == nil {
 		t.retry = policy
 	}

@@ -44,6 +44,13 @@ type Health struct {
 	Warned bool `json:"warned,omitempty"`
 }
 
+// SameButFailing reports whether two states of a webhook differ in nothing but FailingSince and Warned, which is no change that a
+// [Store] tells in [Store.Changes].
+func SameButFailing(a, b Webhook) bool {
+	a.FailingSince, a.Warned = b.FailingSince, b.Warned
+	return reflect.DeepEqual(a, b)
+}
+
 // Options are the settings of a webhook that most do without. A store keeps them as JSON.
 type Options struct {
 	TLS TLS `json:"tls,omitzero"` // for a URL with https
