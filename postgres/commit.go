@@ -325,7 +325,7 @@ const insertEvents = `WITH batch AS MATERIALIZED (
 		GROUP BY 1
 	), entries AS (
 		INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at, node, ordering)
-		SELECT new.seq, t.webhook, 0, 1, t.trigger, new.created_at, 
+		SELECT new.seq, t.webhook, 0, 1, t.trigger, new.created_at,
 			CASE WHEN t.leased THEN $8::bigint WHEN t.held THEN -2 WHEN t.ordering <> 0 THEN 0 END, t.ordering
 		FROM unnest($11::int[], $12::bigint[], $13::boolean[], $14::text[], $18::bigint[], $19::boolean[])
 			AS t (n, webhook, leased, trigger, ordering, held)

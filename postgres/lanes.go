@@ -15,8 +15,9 @@ import (
 // where it has claimed, and looks from there.
 //
 // That bends the rule that the earliest due come first, a little: an entry behind the position is found only when there are
-// not enough before it, and if it is far behind, after a while. Such are entries that another node had to give back, and
-// those of transactions that took their time to commit. What this node itself frees makes it look from the beginning.
+// not enough before it, and if it is far behind, after a while. Such are entries that another node had to give back, those that
+// another node has let go on in their ordering, and those of transactions that took their time to commit. What this node itself frees makes
+// it look from the beginning.
 const (
 	// maxLanes is how many webhooks' positions are remembered.
 	maxLanes = 256

@@ -118,14 +118,33 @@ func (s *Store) deleteEntries(ctx context.Context, webhook int64) error {
 	return err
 }
 
-// queuedOfDeleted returns the webhooks that have free entries though they are gone.
-func (s *Store) queuedOfDeleted(ctx context.Context) (gone []int64, err error) {
+// queuedOfDeleted returns the webhooks that have free or held entries though they are gone: some may have been committed even after the
+// webhook's row went.
+func (s *Store) queuedOfDeleted(ctx context.Context) ([]int64, error) {
+	free, err := s.gone(ctx, queuedWebhooks, webhooksOf(s.lanes.known(time.Now())))
+	if err != nil {
+		return nil, err
+	}
+	held, err := s.gone(ctx, heldWebhooks)
+	return append(free, held...), err
+}
+
+// heldWebhooks visits the webhooks that have held entries, as queuedWebhooks does.
+const heldWebhooks = `WITH RECURSIVE queued (seq, n) AS (
+		SELECT $1::bigint, 0
+		UNION ALL
+		SELECT (SELECT q.webhook FROM posthorn.queue q WHERE q.node = -2 AND q.webhook > p.seq ORDER BY q.webhook LIMIT 1), p.n + 1
+		FROM queued p WHERE p.seq IS NOT NULL AND p.n < $2::bigint
+	) `
+
+// gone visits webhooks and returns those that are none any more.
+func (s *Store) gone(ctx context.Context, visit string, args ...any) (gone []int64, err error) {
 	for after := int64(0); ; {
 		visited := 0
 		err := s.get(ctx, func(b *batch) {
-			b.queue(queuedWebhooks+`SELECT v.seq, w.seq IS NOT NULL FROM queued v
+			b.queue(visit+`SELECT v.seq, w.seq IS NOT NULL FROM queued v
 				LEFT JOIN LATERAL (SELECT w.seq FROM posthorn.webhooks w WHERE w.seq = v.seq AND NOT w.deleted OFFSET 0) w ON true
-				WHERE v.n > 0 AND v.seq IS NOT NULL ORDER BY v.seq`, after, duePage, webhooksOf(s.lanes.known(time.Now())),
+				WHERE v.n > 0 AND v.seq IS NOT NULL ORDER BY v.seq`, append([]any{after, duePage}, args...)...,
 			).Query(func(rows pgx.Rows) error {
 				var live bool
 				_, err := pgx.ForEachRow(rows, []any{&after, &live}, func() error {
