@@ -24,11 +24,12 @@ func (s *Store) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Accept
 	acceptances := make([]posthorn.Acceptance, len(b.Events))
 	refused := map[int]bool{} // groups
 	var a *newEvents
+	var o orderings
 	for a == nil || errors.Is(err, errRefused) {
 		a = encodeEvents(b, refused)
 		err = s.withPartitions(ctx, r.days, func() error {
 			return s.write(ctx, func(ctx context.Context, t *transaction) error {
-				if err := writeBatch(ctx, t, b.Node, a, r, &s.lanes); err != nil {
+				if err := writeBatch(ctx, t, b.Node, a, r, &o); err != nil {
 					return err
 				}
 				return a.refuse(refused, acceptances)
@@ -39,6 +40,7 @@ func (s *Store) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Accept
 		return nil, err
 	}
 	r.tell()
+	o.tell(&s.lanes)
 	for i, outcome := range a.outcomes {
 		if outcome != nil {
 			acceptances[i] = outcome.acceptance(b.Events[i].Event)
@@ -60,10 +62,10 @@ func (s *Store) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Accept
 }
 
 // writeBatch does what there is to do within one transaction.
-func writeBatch(ctx context.Context, t *transaction, node int64, a *newEvents, r *results, lanes *lanes) error {
+func writeBatch(ctx context.Context, t *transaction, node int64, a *newEvents, r *results, o *orderings) error {
 	a.reset()
 	r.reset()
-	var o orderings
+	*o = orderings{}
 	for i, webhook := range a.queued.webhooks {
 		o.add(webhook, a.queued.ordering[i])
 	}
@@ -82,7 +84,7 @@ func writeBatch(ctx context.Context, t *transaction, node int64, a *newEvents, r
 		r.settlePromised(q, node)
 		r.queued.settle(q, node)
 		r.held.settle(q, heldNode)
-		o.advance(q, lanes)
+		o.advance(q)
 		r.log(q)
 	})
 	// Those in the queue are of events that not all webhooks had room for. Others are settled already, or somebody else's.

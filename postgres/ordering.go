@@ -16,8 +16,16 @@ import (
 // A host's transaction must not hold that lock, because it may stay open for long. It leaves its entries unplaced, and Due finds
 // a place for them.
 
-// orderings are those of which a transaction adds or settles entries.
-type orderings struct{ webhooks, numbers []int64 }
+// orderings are those of which a transaction adds or settles entries, and what it lets go on.
+type orderings struct {
+	webhooks, numbers []int64
+	freed             []freedEntry
+}
+
+type freedEntry struct {
+	webhook int64
+	due     time.Time
+}
 
 func (o *orderings) add(webhook, number int64) {
 	if number != 0 {
@@ -59,21 +67,27 @@ const advanceOrderings = `UPDATE posthorn.queue SET node = NULL WHERE ctid = ANY
 
 // advance is the last of a transaction's statements on the queue. What hosts have left unplaced is placed as well: it may be of an
 // earlier event than what is added.
-func (o *orderings) advance(q *batch, lanes *lanes) {
+func (o *orderings) advance(q *batch) {
 	if len(o.webhooks) == 0 {
 		return
 	}
 	q.queue(`UPDATE posthorn.queue q SET node = 0 FROM unnest($1::bigint[], $2::bigint[]) AS g (webhook, ordering)
 		WHERE q.webhook = g.webhook AND q.ordering = g.ordering AND q.node = -1`, o.webhooks, o.numbers)
 	q.queue(advanceOrderings, o.webhooks, o.numbers).Query(func(rows pgx.Rows) error {
-		var webhook int64
-		var due time.Time
-		_, err := pgx.ForEachRow(rows, []any{&webhook, &due}, func() error {
-			lanes.freed(webhook, due)
+		var e freedEntry
+		_, err := pgx.ForEachRow(rows, []any{&e.webhook, &e.due}, func() error {
+			o.freed = append(o.freed, e)
 			return nil
 		})
 		return err
 	})
+}
+
+// tell is for after the commit: a claim that looked from the beginning before it would see nothing, and nobody would look again.
+func (o *orderings) tell(lanes *lanes) {
+	for _, e := range o.freed {
+		lanes.freed(e.webhook, e.due)
+	}
 }
 
 // selectUnplaced looks for entries that hosts' transactions have left unplaced.
@@ -81,8 +95,9 @@ const selectUnplaced = "SELECT DISTINCT webhook FROM posthorn.queue WHERE node =
 
 // place puts the unplaced entries of some webhooks behind others, or lets them be claimed.
 func (s *Store) place(ctx context.Context, webhooks []int64) error {
-	return s.write(ctx, func(ctx context.Context, t *transaction) error {
-		var o orderings
+	var o orderings
+	err := s.write(ctx, func(ctx context.Context, t *transaction) error {
+		o = orderings{}
 		err := t.run(ctx, func(b *batch) {
 			lockOrderings(b, webhooks)
 			b.queue("SELECT DISTINCT webhook, ordering FROM posthorn.queue WHERE node = -1 AND webhook = ANY ($1::bigint[])", webhooks).
@@ -98,6 +113,10 @@ func (s *Store) place(ctx context.Context, webhooks []int64) error {
 		if err != nil {
 			return err
 		}
-		return t.run(ctx, func(b *batch) { o.advance(b, &s.lanes) })
+		return t.run(ctx, o.advance)
 	})
+	if err == nil {
+		o.tell(&s.lanes)
+	}
+	return err
 }
