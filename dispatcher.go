@@ -272,6 +272,7 @@ func (d *Dispatcher) followChanges(ctx context.Context) {
 func (d *Dispatcher) notified(n Notification) {
 	for _, webhook := range n.Due {
 		d.sched.wantRetry(webhook, false)
+		d.polls.wake(webhook)
 	}
 	if n.Changed || len(n.Due) == 0 {
 		wake(d.changed)

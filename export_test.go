@@ -50,3 +50,6 @@ func (d *Dispatcher) Waiting() int {
 	defer d.commits.mu.Unlock()
 	return len(d.commits.results)
 }
+
+// Notified is what a Notifier calls.
+func (d *Dispatcher) Notified(n Notification) { d.notified(n) }

@@ -134,6 +134,30 @@ func TestPollWait(t *testing.T) {
 	})
 }
 
+// What a host's transaction has accepted is polled once its notification comes, and not only when a poll looks again.
+func TestPollNotified(t *testing.T) {
+	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
+		hook := w.polledWebhook()
+		arrived := make(chan string, 1)
+		go func() {
+			got, _ := w.poll(hook, "", time.Minute)
+			arrived <- got
+		}()
+		synctest.Wait() // it has looked, and no time passes in which it could look again
+		w.dispatchFree("r1", "e")
+		w.Notified(posthorn.Notification{Due: []int64{hook.Seq}})
+		synctest.Wait()
+		select {
+		case got := <-arrived:
+			if got != "e" {
+				t.Errorf("got %q", got)
+			}
+		default:
+			t.Error("the poll still waits")
+		}
+	})
+}
+
 // Acknowledging holds up no end, however the store is.
 func TestPollStops(t *testing.T) {
 	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {

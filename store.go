@@ -166,7 +166,7 @@ type Notifier interface {
 // Notification is what a [Notifier] tells. The zero value says to ask for everything.
 type Notification struct {
 	Changed bool    // there are new [Changes]
-	Due     []int64 // the Seqs of webhooks that have something new to claim
+	Due     []int64 // the Seqs of webhooks that have something new to claim, or held
 }
 
 // Tx is a transaction of the host's, in the database that the store of a [Dispatcher] is on. The stores make them: see their

@@ -13,8 +13,8 @@ import (
 // time could each take the other's entry for the one whose turn it is, or for one that is still there; therefore a lock lets them
 // do it one after the other.
 //
-// A host's transaction must not hold that lock, because it may stay open for long. It leaves its entries unplaced, and Due finds
-// a place for them.
+// A host's transaction must not hold that lock, because it may stay open for long. It leaves its entries unplaced, and who claims for their
+// webhook, or Due, finds a place for them.
 
 // orderings are those of which a transaction adds or settles entries, and what it lets go on.
 type orderings struct {
@@ -92,6 +92,10 @@ func (o *orderings) tell(lanes *lanes) {
 
 // selectUnplaced looks for entries that hosts' transactions have left unplaced.
 const selectUnplaced = "SELECT DISTINCT webhook FROM posthorn.queue WHERE node = -1 LIMIT 512"
+
+// selectUnplacedOf is the same for some webhooks.
+const selectUnplacedOf = `SELECT w.seq FROM unnest($1::bigint[]) AS w (seq)
+	WHERE (SELECT 1 FROM posthorn.queue q WHERE q.webhook = w.seq AND q.node = -1 LIMIT 1) IS NOT NULL`
 
 // place puts the unplaced entries of some webhooks behind others, or lets them be claimed.
 func (s *Store) place(ctx context.Context, webhooks []int64) error {
