@@ -232,8 +232,8 @@ type Target struct {
 	WebhookSeq int64
 	Leased     bool // leased to the batch's node, which has room for it in memory; otherwise free
 	// Ordering, if it is not zero, has the webhook's entries of the same number done one after the other, in the order of
-	// their events' Seqs: while one of them is leased, free or due later, those behind it are neither due nor claimed.
-	// Such a target is not Leased, and its event automatic.
+	// their events' Seqs; what a host's transaction has committed after others may come behind these. While one of them is leased, free
+	// or due later, those behind it are neither due nor claimed. Such a target is not Leased, and its event automatic.
 	Ordering int64
 	// Held keeps the entry for [Store.Held]: it is never due. Such a target is neither Leased nor of an ordering.
 	Held bool

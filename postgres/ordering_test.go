@@ -60,3 +60,79 @@ func TestFreedAfterCommit(t *testing.T) {
 		t.Errorf("claimed %+v", entries)
 	}
 }
+
+// TestOrderBesideLongTransaction delivers an ordering's events while another session keeps a transaction open, so that nothing of them can be
+// removed from the indexes: to let the next one go on costs no more for that.
+func TestOrderBesideLongTransaction(t *testing.T) {
+	s := open(t, pgtest.URL(t))
+	w, node := newWebhook(t, s), newNode(t, s)
+	if _, err := begin(t, s, pgx.RepeatableRead).Exec(t.Context(), "SELECT FROM pg_class"); err != nil {
+		t.Fatal(err)
+	}
+	// What delivering events leaves behind: each becomes the one whose turn it is, and goes.
+	execute(t, s, `INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at, node, ordering, turn)
+		SELECT -g, $1, 0, 1, 'automatic', $2, 0, 1, g FROM generate_series(1, 20000) g`, w.Seq, start)
+	execute(t, s, "UPDATE posthorn.queue SET node = NULL")
+	execute(t, s, "DELETE FROM posthorn.queue")
+	b := posthorn.Batch{Node: node}
+	for range 20 {
+		b.Events = append(b.Events, ordered(newEvent(start), w))
+	}
+	commitBatch(t, s, b)
+	for i := range 10 {
+		entries := claim(t, s, node, start, 10, w)
+		if len(entries) != 1 || entries[0].Event.ID != b.Events[i].Event.ID {
+			t.Fatalf("claimed %+v after %d", entries, i)
+		}
+		commitBatch(t, s, posthorn.Batch{Node: node, Results: []posthorn.Result{delivered(entries[0], start)}})
+	}
+	execute(t, s, "DELETE FROM posthorn.queue WHERE node IS NULL") // which is what happens to the next one
+	o := orderings{webhooks: []int64{w.Seq}, numbers: []int64{1}, at: time.Now()}
+	next := buffers(t, s, advanceOrderings, []any{o.webhooks, o.numbers, s.lanes.turnsOf(&o)})
+	o.at = o.at.Add(wholeEvery)
+	whole := buffers(t, s, advanceOrderings, []any{o.webhooks, o.numbers, s.lanes.turnsOf(&o)})
+	t.Logf("pages from the last turn %d, from the beginning %d", next, whole)
+	if next > 60 || whole < 10*next {
+		t.Errorf("it looks at %d pages, and from the beginning at %d", next, whole)
+	}
+}
+
+// TestLateInOrder has a host's transaction commit an event after others, of which one was delivered, have overtaken it: it comes behind what
+// is there, from whichever node, and nothing gets stuck.
+func TestLateInOrder(t *testing.T) {
+	stores, nodes := openNodes(t, 2)
+	w := newWebhook(t, stores[0])
+	late, a, b, c, d := newEvent(start), newEvent(start), newEvent(start), newEvent(start), newEvent(start)
+	tx := begin(t, stores[0], pgx.ReadCommitted)
+	if _, err := stores[0].Tx(tx).Accept(t.Context(), ordered(late, w)); err != nil {
+		t.Fatal(err)
+	}
+	accept := func(i int, e *posthorn.AcceptedEvent) {
+		commitBatch(t, stores[i], posthorn.Batch{Node: nodes[i], Events: []posthorn.NewEvent{ordered(e, w)}})
+	}
+	deliver := func(i int, want *posthorn.AcceptedEvent) {
+		t.Helper()
+		entries := claim(t, stores[i], nodes[i], start, 10, w)
+		if len(entries) != 1 || entries[0].Event.ID != want.ID {
+			t.Fatalf("claimed %+v, want %s", entries, want.ID)
+		}
+		if n := len(claim(t, stores[1-i], nodes[1-i], start, 10, w)); n != 0 {
+			t.Fatalf("%d at once", n+1)
+		}
+		commitBatch(t, stores[i], posthorn.Batch{Node: nodes[i], Results: []posthorn.Result{delivered(entries[0], start)}})
+	}
+	accept(0, a)
+	accept(1, b)
+	accept(0, c)
+	deliver(1, a)
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	accept(1, d)
+	for i, e := range []*posthorn.AcceptedEvent{b, c, late, d} {
+		deliver(i%2, e)
+	}
+	if n := number(t, stores[0], "SELECT count(*) FROM posthorn.queue"); n != 0 {
+		t.Errorf("%d entries are left", n)
+	}
+}

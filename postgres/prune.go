@@ -176,13 +176,13 @@ const (
 		SELECT (SELECT count(*) FROM gone), automatic, due_at, event, run FROM page
 		ORDER BY automatic DESC, due_at DESC, event DESC, run DESC LIMIT 1`
 	deleteBehind = `WITH page AS MATERIALIZED (
-			SELECT ctid AS place, ordering, event FROM posthorn.queue
-			WHERE webhook = $1 AND ordering <> 0 AND node = 0 AND (ordering, event) > ($3, $4)
-			ORDER BY ordering, event LIMIT $2 FOR UPDATE SKIP LOCKED
+			SELECT ctid AS place, ordering, turn FROM posthorn.queue
+			WHERE webhook = $1 AND ordering <> 0 AND node = 0 AND (ordering, turn) > ($3, $4)
+			ORDER BY ordering, turn LIMIT $2 FOR UPDATE SKIP LOCKED
 		), gone AS (
 			DELETE FROM posthorn.queue WHERE ctid = ANY (ARRAY(SELECT place FROM page)) RETURNING 1
 		)
-		SELECT (SELECT count(*) FROM gone), ordering, event FROM page ORDER BY ordering DESC, event DESC LIMIT 1`
+		SELECT (SELECT count(*) FROM gone), ordering, turn FROM page ORDER BY ordering DESC, turn DESC LIMIT 1`
 	deleteHeld = `WITH page AS MATERIALIZED (
 			SELECT ctid AS place, due_at, event, run FROM posthorn.queue
 			WHERE webhook = $1 AND node = -2 AND (due_at, event, run) > ($3, $4, $5)

@@ -203,10 +203,11 @@ func (s *Store) free(ctx context.Context, node int64, entries []leasedEntry) err
 			columns.add(e.event, e.webhook, e.run, e.attempt, attempt, e.due, due)
 		}
 		return t.run(ctx, func(b *batch) {
+			o.place(b)
 			lockPromises(b, node)
 			r.settlePromised(b, node)
 			r.queued.settle(b, node)
-			o.advance(b)
+			o.advance(b, &s.lanes)
 		})
 	})
 }
