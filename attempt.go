@@ -306,8 +306,8 @@ type PolledEvent struct {
 // are acknowledged, every call returns them anew. Those acknowledged are in the delivery log, as delivered. A webhook is for one receiver at a time; of several
 // that poll it, all get the same events.
 //
-// CodeConflict for a webhook that is not polled, or not active. CodeInvalid for a cursor that this webhook never gave. An error of ctx leaves open
-// whether the events were acknowledged.
+// CodeConflict for a webhook that is not polled, or not active. CodeInvalid for a cursor that this webhook never gave. CodeUnavailable and an error
+// of ctx leave open whether the events were acknowledged: the same cursor again settles it.
 func (d *Dispatcher) Poll(ctx context.Context, repoID, webhookID string, q PollQuery) (Polled, error) {
 	w, err := d.Webhook(ctx, repoID, webhookID)
 	switch {
@@ -316,7 +316,7 @@ func (d *Dispatcher) Poll(ctx context.Context, repoID, webhookID string, q PollQ
 	case !w.Polled:
 		return Polled{}, Errorf(CodeConflict, "the webhook is not polled: its events are sent to its URL")
 	case !w.Active:
-		return Polled{}, Errorf(CodeConflict, "the webhook is not active%s", w.whyInactive())
+		return Polled{}, errInactive(&w)
 	case q.Limit < 1 || q.Limit > MaxPoll:
 		return Polled{}, invalid("limit", "it is from 1 to %d", MaxPoll)
 	case q.Wait < 0 || q.Wait > MaxPollWait:
@@ -331,12 +331,20 @@ func (d *Dispatcher) Poll(ctx context.Context, repoID, webhookID string, q PollQ
 	defer timeout.Stop()
 	look := time.NewTicker(lookEvery) // for what other nodes and transactions of hosts have accepted
 	defer look.Stop()
-	for {
+	for waited := false; ; waited = true {
 		woken, forget := d.polls.wait(w.Seq)
 		entries, err := d.store.Held(ctx, w.Seq, q.Limit, MaxPageBytes)
+		if err == nil && len(entries) > 0 && waited { // it may have been made inactive meanwhile
+			if w, err = d.store.Webhook(ctx, repoID, webhookID); err == nil && !w.Active {
+				err = errInactive(&w)
+			}
+		}
 		if err != nil || len(entries) > 0 {
 			forget()
-			return polled(&w, entries), err
+			if err != nil {
+				return Polled{}, err
+			}
+			return polled(&w, entries), nil
 		}
 		select {
 		case <-woken:
@@ -355,10 +363,14 @@ func (d *Dispatcher) Poll(ctx context.Context, repoID, webhookID string, q PollQ
 	}
 }
 
+// Polled reports whether the run is of a webhook that is polled: it ends once the receiver acknowledges the event, whenever that is.
+func (r *Redelivery) Polled() bool { return r.entry.Held }
+
+func errInactive(w *Webhook) error {
+	return Errorf(CodeConflict, "the webhook is not active%s", w.whyInactive())
+}
+
 func polled(w *Webhook, entries []*Entry) (p Polled) {
-	if len(entries) == 0 {
-		return p
-	}
 	cursor := binary.AppendUvarint(nil, uint64(w.Seq))
 	for _, e := range entries {
 		p.Events = append(p.Events, PolledEvent{*e.Event, DeliveryID(e.Event, w.ID, e.Run, e.Attempt), e.Trigger})
@@ -396,13 +408,15 @@ func parseCursor(w *Webhook, cursor string) (map[polledEntry]bool, error) {
 	return entries, nil
 }
 
-// acknowledge has the entries of a cursor recorded as delivered, those that are held still, and waits for that.
+// acknowledge has the entries of a cursor recorded as delivered, those that are held still, and waits for that, but not for ever.
 func (d *Dispatcher) acknowledge(ctx context.Context, w *Webhook, cursor string) error {
 	named, err := parseCursor(w, cursor)
 	if err != nil {
 		return err
 	}
-	noted, err := d.recordPolled(ctx, w, named)
+	bounded, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	noted, err := d.recordPolled(bounded, w, named)
 	if err != nil {
 		return err
 	}
@@ -411,8 +425,11 @@ func (d *Dispatcher) acknowledge(ctx context.Context, w *Webhook, cursor string)
 		case <-n:
 		case <-d.committing.ctx.Done(): // what can't be written by now waits for nobody
 			return Errorf(CodeUnavailable, "the dispatcher is stopping; poll again with the same cursor")
-		case <-ctx.Done():
-			return ctx.Err()
+		case <-bounded.Done():
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return Errorf(CodeUnavailable, "the store has not recorded within %v what is acknowledged; poll again with the same cursor", storeTimeout)
 		}
 	}
 	return nil
@@ -420,15 +437,13 @@ func (d *Dispatcher) acknowledge(ctx context.Context, w *Webhook, cursor string)
 
 // recordPolled has entries recorded as delivered. The channels are closed when that is done.
 func (d *Dispatcher) recordPolled(ctx context.Context, w *Webhook, named map[polledEntry]bool) (noted []<-chan struct{}, err error) {
-	d.accepting.RLock()
+	d.accepting.RLock() // Stop waits for this
 	defer d.accepting.RUnlock()
 	if err := d.running(); err != nil {
 		return nil, err
 	}
 	// They were the first ones. What has come before them since is little; what that hides is returned once more.
-	reading, cancel := context.WithTimeout(ctx, storeTimeout) // Stop waits for this
-	defer cancel()
-	entries, err := d.store.Held(reading, w.Seq, len(named)+MaxPoll, -1)
+	entries, err := d.store.Held(ctx, w.Seq, len(named)+MaxPoll, -1)
 	if err != nil {
 		return nil, err
 	}
@@ -436,23 +451,61 @@ func (d *Dispatcher) recordPolled(ctx context.Context, w *Webhook, named map[pol
 		if !named[polledEntry{e.Event.Seq, e.Run}] {
 			continue
 		}
+		done, first := d.polls.record(e)
+		noted = append(noted, done)
+		if !first {
+			continue // an earlier poll has it recorded
+		}
 		now := d.clock.now()
-		r := Result{Entry: e, noted: make(chan struct{}), Delivery: &Delivery{
+		d.commits.record(Result{Entry: e, Delivery: &Delivery{
 			ID: DeliveryID(e.Event, w.ID, e.Run, e.Attempt), WebhookID: w.ID, EventID: e.Event.ID, EventType: e.Event.Type,
 			Trigger: e.Trigger, Run: e.Run, Attempt: e.Attempt, Success: true, ResponseStatus: http.StatusOK, ResponseBody: "acknowledged",
 			DeliveredAt: now, Exchange: Exchange{SentAt: now, Event: e.Event.Attributes},
-		}}
-		noted = append(noted, r.noted)
-		d.commits.record(r)
+		}})
 	}
 	return noted, nil
 }
 
-// polls are those who wait for events of webhooks.
+// polls are those who wait for events of webhooks, and what they have acknowledged.
 type polls struct {
 	mu        sync.Mutex
 	byWebhook map[int64]map[chan struct{}]struct{}
+	recording map[recording]chan struct{} // closed when it is done
 	stopped   bool
+}
+
+// recording is a held entry on its way to being recorded. It is once, however often it is acknowledged: while the store can't be written
+// this bounds what waits for it.
+type recording struct {
+	webhook int64
+	polledEntry
+}
+
+func recordingOf(e *Entry) recording { return recording{e.WebhookSeq, polledEntry{e.Event.Seq, e.Run}} }
+
+// record returns what is closed once an entry is recorded, and whether the caller is the first and has to see to that.
+func (p *polls) record(e *Entry) (done <-chan struct{}, first bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c, ok := p.recording[recordingOf(e)]
+	if !ok {
+		if p.recording == nil {
+			p.recording = map[recording]chan struct{}{}
+		}
+		c = make(chan struct{})
+		p.recording[recordingOf(e)] = c
+	}
+	return c, !ok
+}
+
+// recorded tells that an entry is.
+func (p *polls) recorded(e *Entry) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if c, ok := p.recording[recordingOf(e)]; ok {
+		delete(p.recording, recordingOf(e))
+		close(c)
+	}
 }
 
 // wait returns a channel that tells of new events, and what ends that.

@@ -61,6 +61,7 @@ type Dispatcher struct {
 	cutOff                 context.CancelFunc
 
 	observed chan observation
+	begun    map[int64]time.Time // webhooks to when it was noted that they fail; for who commits results
 	tokens   tokenCache
 	creating sync.Mutex // held while a webhook is counted and created
 	waits    waits
@@ -271,6 +272,7 @@ func (d *Dispatcher) followChanges(ctx context.Context) {
 func (d *Dispatcher) notified(n Notification) {
 	for _, webhook := range n.Due {
 		d.sched.wantRetry(webhook, false)
+		d.polls.wake(webhook)
 	}
 	if n.Changed || len(n.Due) == 0 {
 		wake(d.changed)
@@ -361,8 +363,8 @@ func (d *Dispatcher) committed(r Result) {
 	if r.Entry.Trigger == TriggerReplay {
 		d.replays.record(r.Entry.Run)
 	}
-	if r.noted != nil {
-		close(r.noted)
+	if r.Entry.Held {
+		d.polls.recorded(r.Entry)
 	}
 	if r.Delivery != nil && r.target != nil {
 		d.observe(&r)

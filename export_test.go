@@ -48,9 +48,21 @@ const (
 	LeaseFor   = leaseFor
 	SweepEvery = sweepEvery
 	ProbeAfter = probeAfter
+
+	StoreTimeout = storeTimeout
 )
 
 // Reseal is a pass that encrypts secrets anew.
 func (d *Dispatcher) Reseal(ctx context.Context) bool { return d.reseal(ctx) }
 
 var RetryAfter = retryAfter
+
+// Waiting is how many results wait to be committed.
+func (d *Dispatcher) Waiting() int {
+	d.commits.mu.Lock()
+	defer d.commits.mu.Unlock()
+	return len(d.commits.results)
+}
+
+// Notified is what a Notifier calls.
+func (d *Dispatcher) Notified(n Notification) { d.notified(n) }

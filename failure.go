@@ -203,6 +203,8 @@ const (
 	disableAtLeast = 20
 	// observeEvery is how often one thing that is noticed about a webhook is looked into.
 	observeEvery = time.Minute
+	// inFlightAtMost is for how long a request may be under way, with the time to record it.
+	inFlightAtMost = 2 * time.Minute
 )
 
 // observation is what a recorded attempt shows about its webhook.
@@ -215,15 +217,22 @@ type observation struct {
 
 // observe looks at the result of an attempt. There is nothing to do for nearly all of them. If there is too much to do, or the store
 // fails, a later attempt shows the same.
+//
+// It goes by what this node knows. That a webhook has begun or ended to fail is no change that other nodes hear of: they know it once they
+// have a reason to read the webhook. Until then a success that only they see leaves FailingSince as it is; therefore follow asks the
+// log, which has the attempts of all nodes, before it takes a webhook for one that has failed for long.
 func (d *Dispatcher) observe(r *Result) {
 	x := observation{target: r.target, delivery: r.Delivery}
-	since, at := x.target.FailingSince, r.Delivery.DeliveredAt
+	health, at := x.target.health.Load(), r.Delivery.DeliveredAt
+	since := health.FailingSince
 	failing := at.Sub(since)
 	switch {
 	case r.Delivery.Success:
-		if since.IsZero() {
+		// The request may be older than its webhook's beginning to fail, and know nothing of that.
+		if since.IsZero() && time.Since(d.begun[x.target.Seq]) > inFlightAtMost {
 			return
 		}
+		delete(d.begun, x.target.Seq)
 		x.event = EventWebhookRecovered
 	case r.Delivery.ResponseStatus == http.StatusGone:
 		x.event, x.reason = EventWebhookDisabled, goneReason
@@ -231,11 +240,15 @@ func (d *Dispatcher) observe(r *Result) {
 		if r.failures < probeAfter {
 			break
 		}
+		if d.begun == nil || len(d.begun) >= maxRemembered {
+			d.begun = map[int64]time.Time{}
+		}
+		d.begun[x.target.Seq] = time.Now()
 		d.note(x)
 	case d.cfg.DisableAfter < 0:
 	case failing >= d.cfg.DisableAfter:
 		x.event, x.reason = EventWebhookDisabled, fmt.Sprintf("all attempts have failed since %s (--disable-after, Config.DisableAfter)", since.Format(time.RFC3339))
-	case failing >= d.cfg.DisableAfter/5*4 && !x.target.Warned:
+	case failing >= d.cfg.DisableAfter/5*4 && !health.Warned:
 		x.event = EventWebhookFailing
 	}
 	if x.event != "" {
@@ -296,12 +309,15 @@ func (d *Dispatcher) follow(ctx context.Context, x *observation) error {
 	}
 	t := x.target
 	current, err := d.store.Webhook(ctx, t.RepoID, t.ID)
-	if err == nil && !x.change(&current, d.cfg.DisableAfter) {
-		return nil
+	if err == nil {
+		d.subscriptions.setHealth(current) // another node may have changed it
+		if changed := current; !x.change(&changed, d.cfg.DisableAfter) {
+			return nil
+		}
 	}
-	if err == nil && x.event == EventWebhookDisabled && x.reason != goneReason {
-		var enough bool
-		if enough, err = d.manyFailed(ctx, &t.Webhook); err == nil && !enough {
+	if err == nil && (x.event == EventWebhookFailing || x.event == EventWebhookDisabled && x.reason != goneReason) {
+		var doubt bool
+		if doubt, err = d.doubt(ctx, x, &current); err == nil && doubt {
 			return nil
 		}
 	}
@@ -328,7 +344,11 @@ func (d *Dispatcher) follow(ctx context.Context, x *observation) error {
 	case err != nil:
 		return err
 	}
-	d.subscriptions.invalidate(t.RepoID, w.Seq)
+	if x.event == EventWebhookDisabled {
+		d.subscriptions.invalidate(t.RepoID, w.Seq)
+	} else {
+		d.subscriptions.setHealth(w)
+	}
 	switch x.event {
 	case "":
 		return nil
@@ -365,6 +385,31 @@ func (x *observation) change(w *Webhook, disableAfter time.Duration) bool {
 		return false
 	}
 	return true
+}
+
+// doubt looks in the log for whether a webhook has failed for long, and reports whether it has not, or not often enough to be disabled. If
+// another node has had a success, that is what there is to follow.
+func (d *Dispatcher) doubt(ctx context.Context, x *observation, w *Webhook) (bool, error) {
+	succeeded := true
+	q := DeliveryQuery{RepoID: w.RepoID, WebhookID: w.ID, Success: &succeeded, Since: w.FailingSince, Limit: 1}
+	for range 10 { // pages, of MaxScan attempts each
+		page, err := d.store.Deliveries(ctx, q)
+		if err != nil {
+			return false, err
+		}
+		if len(page.Items) > 0 {
+			*x = observation{target: x.target, event: EventWebhookRecovered, delivery: &page.Items[0]}
+			return false, nil
+		}
+		if q.Before = page.Next; q.Before == 0 {
+			break
+		}
+	}
+	if x.event == EventWebhookFailing {
+		return false, nil
+	}
+	enough, err := d.manyFailed(ctx, w)
+	return !enough, err
 }
 
 // manyFailed reports whether enough events have failed since the webhook began to fail, as far as the log has them.

@@ -57,7 +57,8 @@ type groupCommit struct {
 	enough  int  // submissions that are worth a commit at once
 	alone   bool // results are to be tried without events, one of which may be at fault
 	ended   bool // nobody commits any more
-	// results are those that wait to be committed; the scheduler's limit of unrecorded ones bounds them.
+	// results are those that wait to be committed. Those of attempts are bounded by the scheduler's limit of unrecorded ones; of what is
+	// acknowledged there is each entry once (see polls.record), of the first few hundred of a webhook.
 	results []Result
 }
 

@@ -1,11 +1,14 @@
 package posthorn_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/musehub/posthorn"
@@ -138,6 +141,235 @@ func TestRecovered(t *testing.T) {
 		}
 		if !slices.Equal(types, []string{posthorn.EventWebhookFailing, posthorn.EventWebhookRecovered}) || exhausted != 15 {
 			t.Errorf("told of %v, and of %d events", types, exhausted)
+		}
+	})
+}
+
+// loads counts how often a repo's webhooks are read from now on.
+func (w *world) loads() *atomic.Int32 {
+	n := &atomic.Int32{}
+	w.tamper(func(_ context.Context, call string, do func() error) error {
+		if call == "Webhooks" {
+			n.Add(1)
+		}
+		return do()
+	})
+	return n
+}
+
+// Many webhooks of a repo begin to fail, and recover: the repo isn't loaded anew for that, neither here nor at another node.
+func TestHealthKeepsTheCache(t *testing.T) {
+	cfg := healthConfig()
+	cfg.SystemRepo = "" // which would be loaded, too
+	inWorld(t, cfg, func(t *testing.T, w *world) {
+		var hooks []posthorn.Webhook
+		for i := range 20 {
+			hooks = append(hooks, w.webhook("r1", fmt.Sprintf("https://bad-%d.example/", i)))
+		}
+		other := w.another("B")
+		pass(time.Second) // both have heard of these
+		for _, node := range []*world{w, other} {
+			node.dispatch("r1", "first-"+node.name)
+		}
+		pass(time.Minute)
+		here, there := w.loads(), other.loads()
+		failing := func() (n int) {
+			t.Helper()
+			for _, hook := range hooks {
+				h, err := w.Webhook(t.Context(), "r1", hook.ID)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !h.FailingSince.IsZero() {
+					n++
+				}
+			}
+			return n
+		}
+		w.answers(func(request) sender.Outcome { return sender.Outcome{Status: 500} })
+		for i := range 4 {
+			w.dispatch("r1", fmt.Sprint("down-", i))
+			pass(time.Minute)
+		}
+		if n := failing(); n != len(hooks) {
+			t.Errorf("%d fail", n)
+		}
+		w.answers(func(request) sender.Outcome { return sender.Outcome{Status: 200} })
+		w.dispatch("r1", "up")
+		pass(time.Minute)
+		if n := failing(); n != 0 {
+			t.Errorf("%d fail in the end", n)
+		}
+		other.dispatch("r1", "last")
+		pass(time.Minute)
+		if here.Load() != 0 || there.Load() != 0 {
+			t.Errorf("the repo was loaded %d and %d times", here.Load(), there.Load())
+		}
+	})
+}
+
+// widen has r1's webhooks take several requests at a time.
+func (w *world) widen() {
+	w.t.Helper()
+	w.answers(func(request) sender.Outcome {
+		pass(100 * time.Millisecond)
+		return sender.Outcome{Status: 200}
+	})
+	for i := range 60 {
+		w.dispatch("r1", fmt.Sprint("good-", i))
+	}
+	pass(10 * time.Second)
+}
+
+// A webhook begins to fail while its repo is being loaded, with what it was before: that is not forgotten, so its next success ends it.
+func TestHealthNotedWhileLoading(t *testing.T) {
+	cfg := healthConfig()
+	cfg.RetryPolicy = &posthorn.RetryPolicy{}
+	inWorld(t, cfg, func(t *testing.T, w *world) {
+		hook, other := w.webhook("r1", bad), w.webhook("r1", good)
+		failing := func() bool {
+			h, err := w.Webhook(t.Context(), "r1", hook.ID)
+			return err != nil || !h.FailingSince.IsZero()
+		}
+		w.widen()
+		w.answers(func(r request) sender.Outcome {
+			pass(300 * time.Millisecond)
+			return down(r)
+		})
+		for _, id := range []string{"a", "b", "c", "d", "e", "f"} {
+			w.dispatch("r1", id)
+		}
+		synctest.Wait()
+		w.update(other, posthorn.WebhookPatch{Description: new("changed")})
+		w.tamper(func(_ context.Context, call string, do func() error) error {
+			err := do()
+			if call == "Webhooks" {
+				pass(3 * time.Second)
+			}
+			return err
+		})
+		if _, err := w.Ping(t.Context(), "r1", other.ID); err != nil { // which loads
+			t.Fatal(err)
+		}
+		pass(10 * time.Second)
+		if !failing() {
+			t.Error("it has not begun to fail: this test shows nothing")
+		}
+		w.answers(func(request) sender.Outcome { return sender.Outcome{Status: 200} })
+		pass(5 * time.Minute)
+		w.dispatch("r1", "good")
+		pass(time.Second)
+		if failing() {
+			t.Error("its last attempt has succeeded, and it counts as one that fails")
+		}
+	})
+}
+
+// A request that is under way while its webhook begins to fail ends that with its success, though the repo was loaded anew meanwhile.
+func TestRecoveredByWhatWasUnderWay(t *testing.T) {
+	inWorld(t, healthConfig(), func(t *testing.T, w *world) {
+		hook, other := w.webhook("r1", bad), w.webhook("r1", good)
+		w.widen()
+		release := make(chan struct{})
+		w.answers(func(r request) sender.Outcome {
+			switch {
+			case r.eventID == "slow" && r.url == bad:
+				<-release
+				return sender.Outcome{Status: 200}
+			case r.url == bad:
+				pass(300 * time.Millisecond)
+				return sender.Outcome{Status: 500}
+			}
+			return sender.Outcome{Status: 200}
+		})
+		for _, id := range []string{"slow", "a", "b", "c", "d", "e", "f"} {
+			w.dispatch("r1", id)
+		}
+		synctest.Wait()
+		w.update(other, posthorn.WebhookPatch{Description: new("changed")})
+		w.dispatch("r1", "g")
+		pass(2 * time.Second)
+		failing := func() bool {
+			h, err := w.Webhook(t.Context(), "r1", hook.ID)
+			return err != nil || !h.FailingSince.IsZero()
+		}
+		if !failing() {
+			t.Error("it has not begun to fail: this test shows nothing")
+		}
+		close(release)
+		pass(time.Second)
+		if failing() {
+			t.Error("its last attempt has succeeded, and it counts as one that fails")
+		}
+	})
+}
+
+// All attempts of one node fail and those of another don't, of which the first one hears nothing: the webhook is neither disabled nor is anybody
+// warned of that.
+func TestSuccessElsewhere(t *testing.T) {
+	cfg := healthConfig()
+	cfg.RetryPolicy = &posthorn.RetryPolicy{}
+	inWorld(t, cfg, func(t *testing.T, w *world) {
+		w.webhook("ops", operator, "webhook.*")
+		hook, other := w.webhook("r1", bad), w.another("B")
+		for _, node := range []*world{w, other} { // by now both know the repo
+			node.dispatch("r1", "first-"+node.name)
+		}
+		w.answers(func(r request) sender.Outcome {
+			if r.url == bad && r.node == "A" {
+				return sender.Outcome{Status: 500}
+			}
+			return sender.Outcome{Status: 200}
+		})
+		for i := range 30 { // over half an hour
+			for n := range 3 {
+				w.dispatch("r1", fmt.Sprintf("e%d-%d", i, n))
+				pass(10 * time.Second)
+			}
+			other.dispatch("r1", fmt.Sprint("there-", i))
+			pass(30 * time.Second)
+		}
+		h, err := w.Webhook(t.Context(), "r1", hook.ID)
+		if err != nil || !h.Active || h.Warned || len(w.told()) != 0 {
+			t.Errorf("it is %+v, %v; told %+v", h.Health, err, w.told())
+		}
+		if h.FailingSince.IsZero() {
+			t.Error("it never began to fail: this test shows nothing")
+		}
+	})
+}
+
+// Another URL starts all over: its first failure doesn't disable a webhook. The same URL again changes nothing.
+func TestHealthOfAnotherURL(t *testing.T) {
+	inWorld(t, healthConfig(), func(t *testing.T, w *world) {
+		const moved = "https://moved.example/"
+		hook := w.webhook("r1", bad)
+		w.answers(func(request) sender.Outcome { return sender.Outcome{Status: 500} })
+		for i := range 9 { // over 9 minutes
+			for n := range 3 {
+				w.dispatch("r1", fmt.Sprintf("e%d-%d", i, n))
+			}
+			pass(time.Minute)
+		}
+		health := func(url string) posthorn.Health {
+			t.Helper()
+			h, err := w.UpdateWebhook(t.Context(), "r1", hook.ID, posthorn.WebhookPatch{URL: &url})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return h.Health
+		}
+		if h := health(bad); h.FailingSince.IsZero() || !h.Warned {
+			t.Errorf("with the same URL again: %+v", h)
+		}
+		if h := health(moved); h != (posthorn.Health{}) {
+			t.Errorf("with another URL: %+v", h)
+		}
+		pass(2 * time.Minute)
+		w.dispatch("r1", "first")
+		pass(time.Minute)
+		if h, err := w.Webhook(t.Context(), "r1", hook.ID); err != nil || !h.Active || len(w.seen(moved)) == 0 {
+			t.Errorf("it is %+v, %v", h, err)
 		}
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/musehub/posthorn"
@@ -133,6 +134,30 @@ func TestPollWait(t *testing.T) {
 	})
 }
 
+// What a host's transaction has accepted is polled once its notification comes, and not only when a poll looks again.
+func TestPollNotified(t *testing.T) {
+	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
+		hook := w.polledWebhook()
+		arrived := make(chan string, 1)
+		go func() {
+			got, _ := w.poll(hook, "", time.Minute)
+			arrived <- got
+		}()
+		synctest.Wait() // it has looked, and no time passes in which it could look again
+		w.dispatchFree("r1", "e")
+		w.Notified(posthorn.Notification{Due: []int64{hook.Seq}})
+		synctest.Wait()
+		select {
+		case got := <-arrived:
+			if got != "e" {
+				t.Errorf("got %q", got)
+			}
+		default:
+			t.Error("the poll still waits")
+		}
+	})
+}
+
 // Acknowledging holds up no end, however the store is.
 func TestPollStops(t *testing.T) {
 	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
@@ -155,6 +180,72 @@ func TestPollStops(t *testing.T) {
 		}
 		if err := <-answers; posthorn.ErrorCode(err) != posthorn.CodeUnavailable {
 			t.Errorf("the poll ended with %v", err)
+		}
+	})
+}
+
+// While the store can't be written, those who acknowledge get an answer in the end, and however many they are, there is no more to be
+// recorded for that. It is recorded once.
+func TestPollUnwritable(t *testing.T) {
+	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
+		hook := w.polledWebhook()
+		for i := range 3 {
+			w.dispatch("r1", fmt.Sprint("e", i))
+		}
+		_, cursor := w.poll(hook, "", 0)
+		w.tamper(failing("Commit"))
+		const polls = 50
+		answers := make(chan error, polls)
+		for range polls {
+			go func() {
+				_, err := w.Poll(t.Context(), "r1", hook.ID, posthorn.PollQuery{Cursor: cursor, Limit: 3})
+				answers <- err
+			}()
+			pass(100 * time.Millisecond)
+		}
+		pass(posthorn.StoreTimeout)
+		synctest.Wait()
+		if len(answers) != polls {
+			t.Fatalf("%d of %d polls have an answer", len(answers), polls)
+		}
+		for range polls {
+			if err := <-answers; posthorn.ErrorCode(err) != posthorn.CodeUnavailable {
+				t.Fatal(err)
+			}
+		}
+		if n := w.Waiting(); n != 3 {
+			t.Errorf("%d results wait for 3 events", n)
+		}
+		w.tamper(nil)
+		if got, _ := w.poll(hook, cursor, 0); got != "" {
+			t.Errorf("acknowledged in the end, but got %q", got)
+		}
+		synctest.Wait()
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if n := len(w.deliveries(hook)); n != 3 || len(w.recorded) != 3 {
+			t.Errorf("the log has %d deliveries, of which %d were told", n, len(w.recorded))
+		}
+	})
+}
+
+// A poll that waits returns nothing once its webhook was made inactive.
+func TestPollInactiveMeanwhile(t *testing.T) {
+	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
+		hook, err := w.CreateWebhook(t.Context(), posthorn.NewWebhook{
+			RepoID: "r1", Events: []string{"push"}, Options: posthorn.Options{Polled: true, KeepWhileInactive: true},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			pass(time.Second)
+			w.update(hook, posthorn.WebhookPatch{Active: new(false)})
+			w.dispatch("r1", "e")
+		}()
+		got, err := w.Poll(t.Context(), "r1", hook.ID, posthorn.PollQuery{Limit: 1, Wait: time.Minute})
+		if posthorn.ErrorCode(err) != posthorn.CodeConflict || len(got.Events) != 0 {
+			t.Errorf("got %+v, %v", got, err)
 		}
 	})
 }

@@ -45,7 +45,8 @@ type Store interface {
 	// Webhooks returns a page of webhooks in ascending order of Seq.
 	Webhooks(ctx context.Context, q WebhookQuery) (Page[Webhook], error)
 	// Changes returns which webhooks were created, changed or deleted since a version, zero for the first time. No change
-	// is left out: versions ascend in the order in which changes become visible.
+	// is left out: versions ascend in the order in which changes become visible. Only one of nothing but FailingSince and Warned is none, because
+	// nothing that is sent depends on these.
 	Changes(ctx context.Context, since int64) (Changes, error)
 
 	// Commit accepts events and records results, all in one transaction with one fsync. What is wrong with a single
@@ -165,7 +166,7 @@ type Notifier interface {
 // Notification is what a [Notifier] tells. The zero value says to ask for everything.
 type Notification struct {
 	Changed bool    // there are new [Changes]
-	Due     []int64 // the Seqs of webhooks that have something new to claim
+	Due     []int64 // the Seqs of webhooks that have something new to claim, or held
 }
 
 // Tx is a transaction of the host's, in the database that the store of a [Dispatcher] is on. The stores make them: see their
@@ -231,8 +232,8 @@ type Target struct {
 	WebhookSeq int64
 	Leased     bool // leased to the batch's node, which has room for it in memory; otherwise free
 	// Ordering, if it is not zero, has the webhook's entries of the same number done one after the other, in the order of
-	// their events' Seqs: while one of them is leased, free or due later, those behind it are neither due nor claimed.
-	// Such a target is not Leased, and its event automatic.
+	// their events' Seqs; what a host's transaction has committed after others may come behind these. While one of them is leased, free
+	// or due later, those behind it are neither due nor claimed. Such a target is not Leased, and its event automatic.
 	Ordering int64
 	// Held keeps the entry for [Store.Held]: it is never due. Such a target is neither Leased nor of an ordering.
 	Held bool
@@ -263,7 +264,6 @@ type Result struct {
 	hold     time.Duration // for how long the webhook wants no request at all
 	slow     bool          // it wants fewer
 	failures int           // of its attempts in a row, with this one
-	noted    chan struct{} // of a held entry: closed once the result is committed
 }
 
 // DueWebhook is a webhook that has something to claim.

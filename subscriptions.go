@@ -62,6 +62,9 @@ type subscriptions struct {
 type stripe struct {
 	loading sync.Mutex    // held while a repo is loaded, so that it is loaded once
 	changes atomic.Uint64 // what was loaded before one is not kept after it
+	// noted is, while a repo is loaded, how webhooks are by what was noted meanwhile: the load may have read the old rows. Guarded by
+	// subscriptions.mu.
+	noted map[int64]*Health
 }
 
 // subscribers are the webhooks of one repo.
@@ -176,7 +179,8 @@ func filterable(event *AcceptedEvent) (filter.Event, error) {
 // target is a webhook ready to be sent to.
 type target struct {
 	Webhook
-	partial bool // it is an outline, which nothing can be sent to
+	partial bool                   // it is an outline, which nothing can be sent to
+	health  atomic.Pointer[Health] // as this node knows it by now, and not as it was when this was loaded
 	retry   RetryPolicy
 	filter  *filter.Filter
 	flow    flow
@@ -227,6 +231,9 @@ func (s *subscriptions) of(ctx context.Context, repoID string) (*subscribers, er
 		return subs, nil
 	}
 	changes, loaded := stripe.changes.Load(), time.Now()
+	s.mu.Lock()
+	stripe.noted = map[int64]*Health{}
+	s.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout) // others wait for this load, too
 	defer cancel()
 	subs := &subscribers{loaded: loaded, bySeq: map[int64]*target{}}
@@ -246,6 +253,12 @@ func (s *subscriptions) of(ctx context.Context, repoID string) (*subscribers, er
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for seq, health := range stripe.noted {
+		if t := subs.bySeq[seq]; t != nil {
+			t.health.Store(health)
+		}
+	}
+	stripe.noted = nil
 	if stripe.changes.Load() != changes {
 		return subs, nil // good for who asked before the change, and for nobody else
 	}
@@ -332,6 +345,20 @@ func (s *subscriptions) invalidate(repoID string, webhookSeq int64) {
 	s.revoke(func(u *use) bool { return u.Seq == webhookSeq })
 }
 
+// setHealth notes how a webhook is. What is sent to whom doesn't depend on that: the repo stays in the cache, because many of its
+// webhooks may begin to fail at once, and the others shall not wait for it to be loaded anew each time.
+func (s *subscriptions) setHealth(w Webhook) {
+	health := new(w.Health)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if noted := s.stripe(w.RepoID).noted; noted != nil {
+		noted[w.Seq] = health
+	}
+	if subs := s.repos[w.RepoID]; subs != nil && subs.bySeq[w.Seq] != nil {
+		subs.bySeq[w.Seq].health.Store(health)
+	}
+}
+
 func (s *subscriptions) revoke(which func(*use) bool) {
 	s.changes.Add(1)
 	s.useMu.Lock()
@@ -407,6 +434,7 @@ func (s *subscriptions) outline(w Webhook) *target {
 		Seq: w.Seq, ID: w.ID, RepoID: w.RepoID, Events: w.Events, Active: w.Active,
 		Options: Options{KeepWhileInactive: w.KeepWhileInactive, Polled: w.Polled, Ordering: w.Ordering},
 	}}
+	t.health.Store(new(w.Health)) // a pointer into w would keep all of it
 	if w.Filter != "" {
 		t.filter = s.filter(w.Filter)
 	}
@@ -430,6 +458,7 @@ func (s *subscriptions) prepare(w Webhook, now time.Time, subs *subscribers) *ta
 		Webhook: w, retry: *s.cfg.RetryPolicy, flow: flow{s.cfg.MaxInFlightPerWebhook, w.MaxPerSecond},
 		tls: sender.TLS{MinVersion: w.TLS.MinVersion, RootCAs: w.TLS.RootCAs, Certificate: w.TLS.Certificate},
 	}
+	t.health.Store(new(w.Health))
 	if policy, err := ParseRetryPolicy(w.RetryPolicy); w.RetryPolicy != "" && err == nil {
 		t.retry = policy
 	}

@@ -33,7 +33,8 @@ type Webhook struct {
 	Options
 }
 
-// Health is what the Dispatcher has found out about a webhook. It is forgotten when Active is set. A store keeps it as JSON.
+// Health is what the Dispatcher has found out about a webhook. It is forgotten when Active is set, and but for
+// DisabledReason with another URL. A store keeps it as JSON.
 type Health struct {
 	// DisabledReason says why the Dispatcher has made the webhook inactive; empty if a person did, or nobody.
 	DisabledReason string `json:"disabledReason,omitempty"`
@@ -41,6 +42,13 @@ type Health struct {
 	FailingSince time.Time `json:"failingSince,omitzero"`
 	// Warned says that [EventWebhookFailing] was sent, because it is going to be disabled.
 	Warned bool `json:"warned,omitempty"`
+}
+
+// SameButFailing reports whether two states of a webhook differ in nothing but FailingSince and Warned, which is no change that a
+// [Store] tells in [Store.Changes].
+func SameButFailing(a, b Webhook) bool {
+	a.FailingSince, a.Warned = b.FailingSince, b.Warned
+	return reflect.DeepEqual(a, b)
 }
 
 // Options are the settings of a webhook that most do without. A store keeps them as JSON.
@@ -303,7 +311,9 @@ func (p *WebhookPatch) fields() string {
 func (d *Dispatcher) patch(w *Webhook, p WebhookPatch) error {
 	was := *w
 	w.UpdatedAt = d.clock.now()
-	set(&w.URL, p.URL)
+	if p.URL != nil && *p.URL != w.URL { // what has failed is another one
+		w.URL, w.FailingSince, w.Warned = *p.URL, time.Time{}, false
+	}
 	if p.Events != nil {
 		w.Events = slices.Clone(p.Events)
 	}

@@ -172,32 +172,39 @@ func (s *server) registerDeliveries() {
 		Summary: "Send a delivery's event again",
 		Description: "Starts a new run of attempts, with the webhook's present URL and secret, also when it is inactive. The " +
 			"answer comes at the end of the run, or at once with Prefer: respond-async. The run doesn't depend on that: it " +
-			"goes on when the client hangs up and after a restart. Without a stored payload there is nothing to send: 422.",
+			"goes on when the client hangs up and after a restart. Of a webhook that is polled the answer always comes at once. Without " +
+			"a stored payload there is nothing to send: 422.",
 		Responses: map[string]*huma.Response{
 			"202": jsonResponse[redeliveryJSON](s, "The run is stored and will be made; success and response are not known yet"),
 		},
-		Middlewares: huma.Middlewares{withoutDeadlines},
+		Middlewares: huma.Middlewares{withDeadline(0)},
 	}, posthorn.ScopeDeliveriesWrite, s.redeliver)
 }
 
-// withoutDeadlines lifts the server's time limits from a request that may wait for long: for reading too, because
-// net/http takes the client for gone when that passes.
-func withoutDeadlines(ctx huma.Context, next func(huma.Context)) {
-	r, w := humago.Unwrap(ctx)
-	// A body has no meaning here, and must not be waited for without a limit; and while it is there, nobody notices that the client is gone.
-	n, err := io.Copy(io.Discard, io.LimitReader(r.Body, maxBody+1))
-	switch {
-	case n > maxBody:
-		tooLarge(maxBody).write(w)
-		return
-	case err != nil:
-		newProblem(http.StatusBadRequest, "there is a body, which means nothing here, and it did not arrive").write(w)
-		return
+// withDeadline gives a request that may wait for long so much time, zero for any, in place of the server's limits: for reading
+// too, because net/http takes the client for gone when that passes.
+func withDeadline(limit time.Duration) func(huma.Context, func(huma.Context)) {
+	return func(ctx huma.Context, next func(huma.Context)) {
+		r, w := humago.Unwrap(ctx)
+		// A body has no meaning here, and must not be waited for without a limit; and while it is there, nobody notices that the client is gone.
+		n, err := io.Copy(io.Discard, io.LimitReader(r.Body, maxBody+1))
+		switch {
+		case n > maxBody:
+			tooLarge(maxBody).write(w)
+			return
+		case err != nil:
+			newProblem(http.StatusBadRequest, "there is a body, which means nothing here, and it did not arrive").write(w)
+			return
+		}
+		var deadline time.Time
+		if limit > 0 {
+			deadline = time.Now().Add(limit)
+		}
+		control := http.NewResponseController(w)
+		_ = control.SetReadDeadline(deadline) // a server that can't do this has no limits either
+		_ = control.SetWriteDeadline(deadline)
+		next(ctx)
 	}
-	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Time{}) // a server that can't do this has no limits either
-	_ = control.SetWriteDeadline(time.Time{})
-	next(ctx)
 }
 
 func (s *server) listDeliveries(ctx context.Context, in *listDeliveriesInput) (*output[deliveryListJSON], error) {
@@ -261,8 +268,11 @@ func (s *server) redeliver(ctx context.Context, in *redeliverInput) (*redeliverO
 	shown := redeliveryJSON{
 		OriginalDeliveryID: in.DeliveryID, DeliveryID: run.DeliveryID, WebhookID: in.WebhookID, EventType: run.EventType,
 	}
-	if in.async {
+	switch {
+	case in.async:
 		return &redeliverOutput{http.StatusAccepted, "respond-async", shown}, nil
+	case run.Polled(): // nobody knows when the receiver asks for it
+		return &redeliverOutput{http.StatusAccepted, "", shown}, nil
 	}
 	last, err := run.Wait(ctx)
 	if err != nil { // the client hung up, or Posthorn stops

@@ -23,7 +23,8 @@
 //   - A secret never shows: not a webhook's, but for the answer to who has it generated, not the signatures of a delivery, and of the headers that a receiver sent,
 //     not those whose names speak of cookies, tokens, keys and the like.
 //
-// Timeouts are the [http.Server]'s part. The handler lifts them from a redelivery, which waits for the end of its run, and a poll.
+// Timeouts are the [http.Server]'s part. The handler lifts them from a redelivery, which waits for the end of its run, and gives a
+// poll five minutes.
 package httpapi
 
 import (

@@ -31,13 +31,17 @@ type pollInput struct {
 	Limit     int    `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"How many events to return at most"`
 }
 
+// pollTime is how long a poll may take, until the client has the whole answer: it waits for events, before that for the store, and
+// afterwards the client has as much time as answers usually have. One that doesn't read keeps nothing for longer.
+const pollTime = posthorn.MaxPollWait + 4*time.Minute
+
 func (s *server) registerPoll() {
 	operation(s, huma.Operation{
 		OperationID: "pollWebhook", Method: http.MethodGet, Path: "/repos/{repoId}/webhooks/{webhookId}/poll", Tags: []string{"deliveries"},
 		Summary: "Poll a webhook",
 		Description: "For a webhook that is polled: acknowledges the events of the poll before by its cursor, and returns the next ones. " +
 			"Those that are not acknowledged are returned again, so each comes at least once. For one receiver at a time.",
-		Middlewares: huma.Middlewares{withoutDeadlines},
+		Middlewares: huma.Middlewares{withDeadline(pollTime)},
 	}, posthorn.ScopeDeliveriesWrite, s.poll)
 }
 

@@ -1,11 +1,20 @@
 package httpapi
 
 import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/musehub/posthorn"
+	"github.com/musehub/posthorn/sqlite"
 )
 
 // A receiver asks for its events, and acknowledges them with the next request.
@@ -40,10 +49,84 @@ func TestPoll(t *testing.T) {
 	if headers := logged["request"].(map[string]any)["headers"].(map[string]any); len(headers) != 0 {
 		t.Errorf("nothing was requested, with the headers %v", headers)
 	}
+	a = api.do("POST", path+"/deliveries/"+event["deliveryId"].(string)+"/redeliver", "") // whose end nobody waits for
+	api.matches("redeliver", a)
+	again := a.ok(http.StatusAccepted)
+	got = api.do("GET", path+"/poll", "").ok(http.StatusOK)
+	if event := got["events"].([]any)[0].(map[string]any); again["success"] != nil || event["deliveryId"] != again["deliveryId"] || event["trigger"] != "redelivery" {
+		t.Errorf("the redelivery %v is polled as %v", again, event)
+	}
 	for query, field := range map[string]string{"wait=long": "wait", "wait=2m": "wait", "limit=0": "limit", "limit=201": "limit", "cursor=AQ": "cursor"} {
 		api.do("GET", path+"/poll?"+query, "").problem(http.StatusUnprocessableEntity, "", field)
 	}
 	api.do("POST", "/api/v1/repos/r1/webhooks", `{"events":["push"]}`).problem(http.StatusUnprocessableEntity, "it is missing", "url")
 	api.do("GET", strings.Replace(path, "r1", "r2", 1)+"/poll", "").problem(http.StatusNotFound, "Webhook not found", "")
 	api.do("GET", api.webhook(`{"url":"http://127.0.0.1:9/","events":["push"]}`)+"/poll", "").problem(http.StatusConflict, "not polled", "")
+}
+
+// pipes are the connections of a server in a bubble.
+type pipes chan net.Conn
+
+func (p pipes) Accept() (net.Conn, error) {
+	if c, ok := <-p; ok {
+		return c, nil
+	}
+	return nil, net.ErrClosed
+}
+func (p pipes) Close() error   { close(p); return nil }
+func (p pipes) Addr() net.Addr { return &net.UnixAddr{} }
+
+// A poll whose client doesn't read is over after a while, and one that waits as long as it may is not.
+func TestPollUnread(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "posthorn.db")
+	synctest.Test(t, func(t *testing.T) {
+		store, err := sqlite.Open(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer store.Close()
+		d, err := posthorn.New(store, posthorn.Config{Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		defer d.Stop(t.Context())
+		hook, err := d.CreateWebhook(t.Context(), posthorn.NewWebhook{RepoID: "r1", Events: []string{"push"}, Options: posthorn.Options{Polled: true}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		api, err := New(d, Config{Token: token})
+		if err != nil {
+			t.Fatal(err)
+		}
+		listener, serving := make(pipes), &http.Server{Handler: api, ReadTimeout: time.Second, WriteTimeout: time.Second}
+		go serving.Serve(listener)
+		defer serving.Close()
+		poll := func(wait string) net.Conn {
+			client, end := net.Pipe()
+			listener <- end
+			fmt.Fprintf(client, "GET /api/v1/repos/r1/webhooks/%s/poll?wait=%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer %s\r\n\r\n", hook.ID, wait, token)
+			return client
+		}
+		answer, err := io.ReadAll(poll("60s"))
+		if err != nil || !strings.Contains(string(answer), "200 OK") || !strings.Contains(string(answer), `"events":[]`) {
+			t.Errorf("the one that waited got %q, %v", answer, err)
+		}
+		if _, err := d.Dispatch(t.Context(), posthorn.Event{RepoID: "r1", Type: "push", Payload: json.RawMessage(`"` + strings.Repeat("x", 1<<16) + `"`)}); err != nil {
+			t.Fatal(err)
+		}
+		client := poll("0s")
+		defer client.Close()
+		synctest.Wait()
+		if n := len(api.(*server).waiting); n != 1 {
+			t.Fatalf("%d polls are under way", n)
+		}
+		time.Sleep(pollTime + time.Second)
+		synctest.Wait()
+		if n := len(api.(*server).waiting); n != 0 {
+			t.Errorf("%d polls are under way whose client doesn't read", n)
+		}
+	})
 }

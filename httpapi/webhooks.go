@@ -21,8 +21,8 @@ type webhookJSON struct {
 	HasSecret   bool     `json:"hasSecret" doc:"Whether deliveries are signed"`
 	CreatedAt   string   `json:"createdAt" format:"date-time"`
 	UpdatedAt   string   `json:"updatedAt" format:"date-time"`
+	Polled      bool     `json:"polled,omitempty" doc:"It has no URL: the receiver asks for its events"`
 	// DisabledReason is there if nobody has made it inactive but the server itself.
-	Polled         bool     `json:"polled,omitempty" doc:"It has no URL: the receiver asks for its events"`
 	DisabledReason string   `json:"disabledReason,omitempty" doc:"Why the server has made it inactive"`
 	FailingSince   *string  `json:"failingSince,omitempty" format:"date-time" doc:"Since when all attempts fail; only there if they do"`
 	TLS            *tlsJSON `json:"tls,omitempty" doc:"What its connections have of their own"`

@@ -62,26 +62,49 @@ const claimEntries = `WITH found AS MATERIALIZED (
 	FROM taken t CROSS JOIN LATERAL (SELECT * FROM posthorn.events e WHERE e.seq = t.event OFFSET 0) e
 	ORDER BY t.n`
 
-// Claim implements [posthorn.Store].
+// Claim implements [posthorn.Store]. If hosts' transactions have left entries of the webhooks unplaced, it finds a place for them and
+// begins anew, but not more than once.
 func (s *Store) Claim(ctx context.Context, c posthorn.Claim) ([]*posthorn.Entry, error) {
-	now := time.Now()
 	c.Wants = distinct(c.Wants)
+	entries, unplaced, err := s.claim(ctx, c, false)
+	if len(unplaced) > 0 {
+		_ = s.place(ctx, unplaced) // where that fails, so does Due, which says so
+		entries, _, err = s.claim(ctx, c, true)
+	}
+	return entries, err
+}
+
+var errUnplaced = posthorn.Errorf(posthorn.CodeInternal, "there are entries without a place")
+
+// claim claims nothing while there are unplaced entries, and returns their webhooks, unless these are to be left alone.
+func (s *Store) claim(ctx context.Context, c posthorn.Claim, leave bool) (entries []*posthorn.Entry, unplaced []int64, err error) {
+	now := time.Now()
 	looks := s.lanes.looks(c.Wants, now)
-	var entries []*posthorn.Entry
-	err := s.write(ctx, func(ctx context.Context, t *transaction) error {
-		return t.run(ctx, func(b *batch) {
+	err = s.write(ctx, func(ctx context.Context, t *transaction) error {
+		unplaced = nil
+		err := t.run(ctx, func(b *batch) {
 			fence(b, c.Node)
+			if !leave {
+				b.queue(selectUnplacedOf, webhooksOf(looks)).Query(func(rows pgx.Rows) (err error) {
+					unplaced, err = pgx.CollectRows(rows, pgx.RowTo[int64])
+					return err
+				})
+			}
 			b.queue(claimEntries, claimArgs(c, looks)...).Query(func(rows pgx.Rows) (err error) {
 				entries, err = scanEntries(rows)
 				return err
 			})
 		})
+		if err == nil && len(unplaced) > 0 {
+			err = errUnplaced // takes the claim back
+		}
+		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, unplaced, err
 	}
 	s.lanes.claimed(c, looks, entries, now)
-	return entries, nil
+	return entries, nil, nil
 }
 
 // distinct leaves out webhooks that are wanted twice: their entries would be found twice.

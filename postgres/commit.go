@@ -24,11 +24,12 @@ func (s *Store) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Accept
 	acceptances := make([]posthorn.Acceptance, len(b.Events))
 	refused := map[int]bool{} // groups
 	var a *newEvents
+	var o orderings
 	for a == nil || errors.Is(err, errRefused) {
 		a = encodeEvents(b, refused)
 		err = s.withPartitions(ctx, r.days, func() error {
 			return s.write(ctx, func(ctx context.Context, t *transaction) error {
-				if err := writeBatch(ctx, t, b.Node, a, r, &s.lanes); err != nil {
+				if err := writeBatch(ctx, t, b.Node, a, r, &o, &s.lanes); err != nil {
 					return err
 				}
 				return a.refuse(refused, acceptances)
@@ -39,6 +40,7 @@ func (s *Store) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Accept
 		return nil, err
 	}
 	r.tell()
+	o.tell(&s.lanes)
 	for i, outcome := range a.outcomes {
 		if outcome != nil {
 			acceptances[i] = outcome.acceptance(b.Events[i].Event)
@@ -60,10 +62,10 @@ func (s *Store) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Accept
 }
 
 // writeBatch does what there is to do within one transaction.
-func writeBatch(ctx context.Context, t *transaction, node int64, a *newEvents, r *results, lanes *lanes) error {
+func writeBatch(ctx context.Context, t *transaction, node int64, a *newEvents, r *results, o *orderings, lanes *lanes) error {
 	a.reset()
 	r.reset()
-	var o orderings
+	*o = orderings{}
 	for i, webhook := range a.queued.webhooks {
 		o.add(webhook, a.queued.ordering[i])
 	}
@@ -75,6 +77,7 @@ func writeBatch(ctx context.Context, t *transaction, node int64, a *newEvents, r
 		q.queue("SELECT set_config('lock_timeout', '2s', true)")
 		fence(q, node)
 		o.lock(q)
+		o.place(q)
 		if len(r.promised.events) > 0 {
 			lockPromises(q, node)
 		}
@@ -324,9 +327,10 @@ const insertEvents = `WITH batch AS MATERIALIZED (
 		FROM unnest($9::int[], $10::bigint[]) AS t (n, webhook) JOIN new ON new.seq = (SELECT base FROM batch) + t.n
 		GROUP BY 1
 	), entries AS (
-		INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at, node, ordering)
-		SELECT new.seq, t.webhook, 0, 1, t.trigger, new.created_at, 
-			CASE WHEN t.leased THEN $8::bigint WHEN t.held THEN -2 WHEN t.ordering <> 0 THEN 0 END, t.ordering
+		INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at, node, ordering, turn)
+		SELECT new.seq, t.webhook, 0, 1, t.trigger, new.created_at,
+			CASE WHEN t.leased THEN $8::bigint WHEN t.held THEN -2 WHEN t.ordering <> 0 THEN 0 END, t.ordering,
+			CASE WHEN t.ordering <> 0 THEN new.seq END
 		FROM unnest($11::int[], $12::bigint[], $13::boolean[], $14::text[], $18::bigint[], $19::boolean[])
 			AS t (n, webhook, leased, trigger, ordering, held)
 		JOIN new ON new.seq = (SELECT base FROM batch) + t.n

@@ -15,8 +15,9 @@ import (
 // where it has claimed, and looks from there.
 //
 // That bends the rule that the earliest due come first, a little: an entry behind the position is found only when there are
-// not enough before it, and if it is far behind, after a while. Such are entries that another node had to give back, and
-// those of transactions that took their time to commit. What this node itself frees makes it look from the beginning.
+// not enough before it, and if it is far behind, after a while. Such are entries that another node had to give back, those that
+// another node has let go on in their ordering, and those of transactions that took their time to commit. What this node itself frees makes
+// it look from the beginning.
 const (
 	// maxLanes is how many webhooks' positions are remembered.
 	maxLanes = 256
@@ -24,6 +25,8 @@ const (
 	nearBehind = time.Minute
 	// wholeEvery is after how long a lane is looked at from its beginning again.
 	wholeEvery = 10 * time.Second
+	// maxTurns is of how many orderings the turn is remembered.
+	maxTurns = 1024
 )
 
 // position is that of an entry in its webhook's lane: entries stand in this order.
@@ -45,6 +48,49 @@ type lane struct {
 type lanes struct {
 	mu        sync.Mutex
 	byWebhook map[int64]lane
+	turns     map[orderingKey]turnSeen
+}
+
+// turnSeen is whose turn it was in an ordering: there is nothing before that.
+type turnSeen struct {
+	turn  int64
+	whole time.Time // when the ordering was last looked at from its beginning
+}
+
+// turnsOf returns from which turns on to look at orderings: the same for one that is named twice.
+func (l *lanes) turnsOf(o *orderings) []int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	from := make([]int64, len(o.webhooks))
+	for i := range from {
+		if seen := l.turns[orderingKey{o.webhooks[i], o.numbers[i]}]; o.at.Sub(seen.whole) < wholeEvery {
+			from[i] = seen.turn
+		}
+	}
+	return from
+}
+
+// setTurns remembers whose turn it is, and makes room for that by forgetting any others.
+func (l *lanes) setTurns(o *orderings) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.turns == nil {
+		l.turns = map[orderingKey]turnSeen{}
+	}
+	for _, t := range o.found {
+		seen, ok := l.turns[t.orderingKey]
+		if o.at.Sub(seen.whole) >= wholeEvery { // it was looked at from its beginning
+			seen = turnSeen{whole: o.at}
+		}
+		for other := range l.turns {
+			if ok || len(l.turns) < maxTurns {
+				break
+			}
+			delete(l.turns, other)
+		}
+		seen.turn = max(seen.turn, t.turn)
+		l.turns[t.orderingKey] = seen
+	}
 }
 
 // look is where to look for a webhook's entries: behind a position, and if that is not enough, from near it up to it.

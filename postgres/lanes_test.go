@@ -215,6 +215,15 @@ func TestLanesAreBounded(t *testing.T) {
 	if n := len(l.known(now)); n != maxLanes {
 		t.Errorf("%d webhooks are remembered, want %d", n, maxLanes)
 	}
+	o := orderings{at: now}
+	for i := range int64(3 * maxTurns) {
+		o.found = append(o.found, turn{orderingKey: orderingKey{i, 1}, turn: i + 1})
+	}
+	l.setTurns(&o)
+	l.setTurns(&o)
+	if n := len(l.turns); n != maxTurns {
+		t.Errorf("the turns of %d orderings are remembered, want %d", n, maxTurns)
+	}
 	l.forget()
 	if n := len(l.known(now)); n != 0 {
 		t.Errorf("%d webhooks are remembered after they were forgotten", n)

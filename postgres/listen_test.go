@@ -52,7 +52,7 @@ func TestListen(t *testing.T) {
 	w, other := newWebhook(t, s), newWebhook(t, s)
 	want(t, told, changed)
 	want(t, told, changed)
-	if _, err := s.UpdateWebhook(t.Context(), w.RepoID, w.ID, func(w *posthorn.Webhook) error { return nil }); err != nil {
+	if _, err := s.UpdateWebhook(t.Context(), w.RepoID, w.ID, func(w *posthorn.Webhook) error { w.Description = "changed"; return nil }); err != nil {
 		t.Fatal(err)
 	}
 	want(t, told, changed)

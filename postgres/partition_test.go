@@ -407,3 +407,29 @@ func TestFold(t *testing.T) {
 		}
 	}
 }
+
+// TestHeldOfDeleted has a host's transaction commit a held entry after Prune has removed its webhook's row: it goes, and its event too.
+func TestHeldOfDeleted(t *testing.T) {
+	s := open(t, pgtest.URL(t))
+	w, live := newWebhook(t, s), newWebhook(t, s)
+	tx := begin(t, s, pgx.ReadCommitted)
+	n := accepting(newEvent(start), false, w)
+	n.Targets[0].Held = true
+	if _, err := s.Tx(tx).Accept(t.Context(), n); err != nil {
+		t.Fatal(err)
+	}
+	kept := accepting(newEvent(start), false, live)
+	kept.Targets[0].Held = true
+	commitBatch(t, s, posthorn.Batch{Node: newNode(t, s), Events: []posthorn.NewEvent{kept}})
+	if err := s.DeleteWebhook(t.Context(), w.RepoID, w.ID); err != nil {
+		t.Fatal(err)
+	}
+	prune(t, s, start.Add(30*oneDay))
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	prune(t, s, start.Add(30*oneDay))
+	if entries, events := number(t, s, "SELECT count(*) FROM posthorn.queue"), number(t, s, "SELECT count(*) FROM posthorn.events"); entries != 1 || events != 1 {
+		t.Errorf("%d entries are left, and %d events; one of another webhook is to stay", entries, events)
+	}
+}

@@ -118,14 +118,33 @@ func (s *Store) deleteEntries(ctx context.Context, webhook int64) error {
 	return err
 }
 
-// queuedOfDeleted returns the webhooks that have free entries though they are gone.
-func (s *Store) queuedOfDeleted(ctx context.Context) (gone []int64, err error) {
+// queuedOfDeleted returns the webhooks that have free or held entries though they are gone: some may have been committed even after the
+// webhook's row went.
+func (s *Store) queuedOfDeleted(ctx context.Context) ([]int64, error) {
+	free, err := s.gone(ctx, queuedWebhooks, webhooksOf(s.lanes.known(time.Now())))
+	if err != nil {
+		return nil, err
+	}
+	held, err := s.gone(ctx, heldWebhooks)
+	return append(free, held...), err
+}
+
+// heldWebhooks visits the webhooks that have held entries, as queuedWebhooks does.
+const heldWebhooks = `WITH RECURSIVE queued (seq, n) AS (
+		SELECT $1::bigint, 0
+		UNION ALL
+		SELECT (SELECT q.webhook FROM posthorn.queue q WHERE q.node = -2 AND q.webhook > p.seq ORDER BY q.webhook LIMIT 1), p.n + 1
+		FROM queued p WHERE p.seq IS NOT NULL AND p.n < $2::bigint
+	) `
+
+// gone visits webhooks and returns those that are none any more.
+func (s *Store) gone(ctx context.Context, visit string, args ...any) (gone []int64, err error) {
 	for after := int64(0); ; {
 		visited := 0
 		err := s.get(ctx, func(b *batch) {
-			b.queue(queuedWebhooks+`SELECT v.seq, w.seq IS NOT NULL FROM queued v
+			b.queue(visit+`SELECT v.seq, w.seq IS NOT NULL FROM queued v
 				LEFT JOIN LATERAL (SELECT w.seq FROM posthorn.webhooks w WHERE w.seq = v.seq AND NOT w.deleted OFFSET 0) w ON true
-				WHERE v.n > 0 AND v.seq IS NOT NULL ORDER BY v.seq`, after, duePage, webhooksOf(s.lanes.known(time.Now())),
+				WHERE v.n > 0 AND v.seq IS NOT NULL ORDER BY v.seq`, append([]any{after, duePage}, args...)...,
 			).Query(func(rows pgx.Rows) error {
 				var live bool
 				_, err := pgx.ForEachRow(rows, []any{&after, &live}, func() error {
@@ -157,13 +176,13 @@ const (
 		SELECT (SELECT count(*) FROM gone), automatic, due_at, event, run FROM page
 		ORDER BY automatic DESC, due_at DESC, event DESC, run DESC LIMIT 1`
 	deleteBehind = `WITH page AS MATERIALIZED (
-			SELECT ctid AS place, ordering, event FROM posthorn.queue
-			WHERE webhook = $1 AND ordering <> 0 AND node = 0 AND (ordering, event) > ($3, $4)
-			ORDER BY ordering, event LIMIT $2 FOR UPDATE SKIP LOCKED
+			SELECT ctid AS place, ordering, turn FROM posthorn.queue
+			WHERE webhook = $1 AND ordering <> 0 AND node = 0 AND (ordering, turn) > ($3, $4)
+			ORDER BY ordering, turn LIMIT $2 FOR UPDATE SKIP LOCKED
 		), gone AS (
 			DELETE FROM posthorn.queue WHERE ctid = ANY (ARRAY(SELECT place FROM page)) RETURNING 1
 		)
-		SELECT (SELECT count(*) FROM gone), ordering, event FROM page ORDER BY ordering DESC, event DESC LIMIT 1`
+		SELECT (SELECT count(*) FROM gone), ordering, turn FROM page ORDER BY ordering DESC, turn DESC LIMIT 1`
 	deleteHeld = `WITH page AS MATERIALIZED (
 			SELECT ctid AS place, due_at, event, run FROM posthorn.queue
 			WHERE webhook = $1 AND node = -2 AND (due_at, event, run) > ($3, $4, $5)

@@ -155,10 +155,11 @@ func (s *Store) leasedTo(ctx context.Context, node, from int64) (entries []lease
 // free frees entries of a node, unless others have done so. If the log has an entry's attempt already (a node that had lost
 // the entry before recorded it), the log decides how its run goes on, just as it would have with the entry at hand.
 func (s *Store) free(ctx context.Context, node int64, entries []leasedEntry) error {
+	var o orderings // which Release has no need to tell of: it makes all claims look from the beginning
 	return s.write(ctx, func(ctx context.Context, t *transaction) error {
 		type settled struct{ next *time.Time }
 		log := map[[16]byte]settled{}
-		var o orderings
+		o = orderings{}
 		for i := range entries {
 			o.add(entries[i].webhook, entries[i].ordering)
 		}
@@ -202,6 +203,7 @@ func (s *Store) free(ctx context.Context, node int64, entries []leasedEntry) err
 			columns.add(e.event, e.webhook, e.run, e.attempt, attempt, e.due, due)
 		}
 		return t.run(ctx, func(b *batch) {
+			o.place(b)
 			lockPromises(b, node)
 			r.settlePromised(b, node)
 			r.queued.settle(b, node)

@@ -208,10 +208,10 @@ const settleEntries = `WITH given AS MATERIALIZED (
 				WHERE q.event = g.event AND q.webhook = g.webhook AND q.run = g.run AND q.attempt = g.attempt AND q.due_at = g.due_at
 					AND q.node = $1
 				FOR UPDATE) q))
-		RETURNING event, webhook, run, attempt, due_at, trigger, ordering
+		RETURNING event, webhook, run, attempt, due_at, trigger, ordering, turn
 	)
-	INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at, ordering)
-	SELECT g.event, g.webhook, g.run, g.next, gone.trigger, g.retry_at, gone.ordering
+	INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at, ordering, turn)
+	SELECT g.event, g.webhook, g.run, g.next, gone.trigger, g.retry_at, gone.ordering, gone.turn
 	FROM gone JOIN given g USING (event, webhook, run, attempt, due_at)
 	CROSS JOIN LATERAL (SELECT FROM posthorn.webhooks w WHERE w.seq = g.webhook AND NOT w.deleted OFFSET 0) w
 	WHERE g.retry_at IS NOT NULL`

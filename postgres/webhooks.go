@@ -79,10 +79,13 @@ func (s *Store) UpdateWebhook(ctx context.Context, repoID, id string, change fun
 	var changeErr error
 	err := s.write(ctx, func(ctx context.Context, t *transaction) error {
 		var before posthorn.Webhook
-		if err := t.run(ctx, func(b *batch) { selectWebhook(b, repoID, id, " FOR UPDATE", &before) }); err != nil {
+		err := t.run(ctx, func(b *batch) {
+			selectWebhook(b, repoID, id, " FOR UPDATE", &before)
+			selectWebhook(b, repoID, id, "", &w) // one that shares nothing with the other
+		})
+		if err != nil {
 			return err
 		}
-		w = before
 		if changeErr = change(&w); changeErr != nil {
 			return posthorn.Errorf(posthorn.CodeInvalid, "%w", changeErr) // takes the transaction back
 		}
@@ -96,7 +99,7 @@ func (s *Store) UpdateWebhook(ctx context.Context, repoID, id string, change fun
 				options = $7, updated_at = $8 WHERE seq = $9`, w.URL, events, w.Active, healthJSON(&w), w.Description, secrets, options, micros(w.UpdatedAt), w.Seq)
 			selectWebhook(b, repoID, id, "", &w) // as it will be read from now on
 		})
-		if err != nil {
+		if err != nil || posthorn.SameButFailing(before, w) {
 			return err
 		}
 		return s.changed(ctx, t, []int64{w.Seq}, []string{w.RepoID}, 0)

@@ -70,7 +70,9 @@ func (s *Store) UpdateWebhook(ctx context.Context, repoID, id string, change fun
 		if err != nil {
 			return err
 		}
-		w = before
+		if w, err = webhook(c, repoID, id); err != nil { // one that shares nothing with the other
+			return err
+		}
 		if changeErr = change(&w); changeErr != nil {
 			return posthorn.Errorf(posthorn.CodeInvalid, "%w", changeErr) // takes the transaction back
 		}
@@ -84,11 +86,10 @@ func (s *Store) UpdateWebhook(ctx context.Context, repoID, id string, change fun
 		if err != nil {
 			return err
 		}
-		if err := changed(c, w.Seq, repoID); err != nil {
+		if w, err = webhook(c, repoID, id); err != nil || posthorn.SameButFailing(before, w) { // as it will be read from now on
 			return err
 		}
-		w, err = webhook(c, repoID, id) // as it will be read from now on
-		return err
+		return changed(c, w.Seq, repoID)
 	})
 	switch {
 	case changeErr != nil:

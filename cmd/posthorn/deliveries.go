@@ -233,6 +233,12 @@ func headerFields(prefix string, h http.Header) []field {
 	return fields
 }
 
+// redelivery is the answer to a redelivery.
+type redelivery struct {
+	delivery
+	Ended *bool `json:"success"` // nil: it has no end yet
+}
+
 type redeliverCmd struct {
 	connection
 	repoFlag
@@ -245,7 +251,8 @@ type redeliverCmd struct {
 func (*redeliverCmd) Help() string {
 	return `The event is sent to the webhook's present URL, signed with its present secret, and retried like any other, also when
 the webhook is inactive. The command waits for the end of that and fails if all attempts did. With --async, or when it is
-interrupted, the run goes on all the same: see posthorn deliveries list.`
+interrupted, the run goes on all the same: see posthorn deliveries list. For a webhook that is polled it waits for nothing: the
+event comes with the next poll.`
 }
 
 // Run asks for the redelivery.
@@ -253,9 +260,6 @@ func (c *redeliverCmd) Run() error {
 	r := request{method: http.MethodPost, path: c.path("webhooks", c.Webhook, "deliveries", c.Delivery, "redeliver"), wait: true}
 	if c.Async {
 		r.prefer = "respond-async"
-		return perform(c.connection, r, func(first delivery) error {
-			return details(field{"delivery", first.DeliveryID})
-		})
 	}
 	api, err := c.connect()
 	if err != nil {
@@ -265,16 +269,14 @@ func (c *redeliverCmd) Run() error {
 	if err != nil {
 		return err
 	}
-	return decode(answer, func(d delivery) error {
-		err := c.print(answer, func() error {
-			return details(
-				field{"delivery", d.DeliveryID},
-				field{"outcome", d.outcome()},
-				field{"status", d.status()},
-				field{"response", d.ResponseBody},
-			)
-		})
-		if err == nil && !d.Success {
+	return decode(answer, func(run redelivery) error {
+		fields := []field{{"delivery", run.DeliveryID}}
+		if run.Ended != nil {
+			run.delivery.Success = *run.Ended
+			fields = append(fields, field{"outcome", run.outcome()}, field{"status", run.status()}, field{"response", run.ResponseBody})
+		}
+		err := c.print(answer, func() error { return details(fields...) })
+		if err == nil && run.Ended != nil && !*run.Ended {
 			err = errors.New("the redelivery failed")
 		}
 		return err

@@ -155,4 +155,13 @@ func testTxOrder(s *txSuite) {
 		s.record(s.node, done(turn(w, e, 1), start))
 	}
 	s.equal("webhooks due", s.due(start.Add(time.Hour)), []int64{})
+
+	// Who was told of some claims at once, without asking what is due.
+	e := s.event()
+	tx, commit, _ = s.begin()
+	s.acceptIn(tx, e, ordered(w, 1))
+	s.acceptIn(tx, s.event(), ordered(w, 1))
+	s.check(commit())
+	s.wantEntries(s.claim(s.node, start, w), turn(w, e, 1))
+	s.wantEntries(s.claim(s.node, start, w))
 }

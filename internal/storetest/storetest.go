@@ -20,7 +20,7 @@ import (
 func Run(t *testing.T, open func(t *testing.T) posthorn.Store) {
 	for _, test := range []func(*suite){
 		testWebhook, testWebhooksTogether, testWebhookUpdate, testWebhookDelete, testWebhookPages, testWebhookPagesOfAllRepos, testWebhookSeqGrows,
-		testChanges, testChangesMany, testChangesConcurrently, testSetting, testSettingRace, testNow,
+		testChanges, testChangesHealth, testChangesMany, testChangesConcurrently, testSetting, testSettingRace, testNow,
 
 		testEvent, testEventPages, testEventPageBytes, testPayloadBytes, testTimes,
 		testDuplicate, testConflict, testDuplicateInOneBatch, testSameIDInTwoRepos, testBadEventHarmsNoOther,

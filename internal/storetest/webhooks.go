@@ -307,6 +307,35 @@ func testChanges(s *suite) {
 	want(version)
 }
 
+// testChangesHealth has webhooks begin and end to fail, which nobody needs to hear of, and be disabled for that, which is a change.
+func testChangesHealth(s *suite) {
+	w := s.webhook()
+	version := s.changes(0).Version
+	update := func(change func(*posthorn.Webhook)) posthorn.Changes {
+		s.Helper()
+		var want posthorn.Webhook
+		_, err := s.UpdateWebhook(s.Context(), repo, w.ID, func(w *posthorn.Webhook) error {
+			change(w)
+			want = *w
+			return nil
+		})
+		s.check(err)
+		got, err := s.Webhook(s.Context(), repo, w.ID)
+		s.check(err)
+		s.equal("the webhook", got, want)
+		return s.changes(version)
+	}
+	none := posthorn.Changes{Version: version}
+	s.equal("changes", update(func(w *posthorn.Webhook) { w.FailingSince = start }), none)
+	s.equal("changes", update(func(w *posthorn.Webhook) { w.Warned = true }), none)
+	s.equal("changes", update(func(w *posthorn.Webhook) { w.Health = posthorn.Health{} }), none)
+	one := posthorn.Changes{Version: version + 1, Webhooks: []posthorn.ChangedWebhook{{Seq: w.Seq, RepoID: repo}}}
+	s.equal("changes", update(func(w *posthorn.Webhook) { w.DisabledReason, w.FailingSince = "it failed", start }), one)
+	version++
+	one.Version++
+	s.equal("changes", update(func(w *posthorn.Webhook) { w.Events[0], w.Warned = "changed in place", true }), one)
+}
+
 // testChangesMany has so many changes that a store may name none of them.
 func testChangesMany(s *suite) {
 	version := s.changes(0).Version

@@ -81,6 +81,7 @@ CREATE TABLE queue (
     automatic boolean     NOT NULL GENERATED ALWAYS AS (trigger IN ('automatic', 'replay')) STORED, -- not asked for by hand
     trigger   text        NOT NULL,
     ordering  bigint      NOT NULL DEFAULT 0, -- not 0: done one after the other, with the webhook's others of this number
+    turn      bigint,     -- by this; a number of event_seq; NULL while node is -1, and where there is no ordering
     PRIMARY KEY (event, webhook, run)
 ) WITH (
     -- Claiming updates every row of a page at about the same time: with room left, the new versions stand beside the old.
@@ -92,8 +93,8 @@ CREATE TABLE queue (
 );
 CREATE INDEX queue_free ON queue (webhook, automatic, due_at, event, run) WHERE node IS NULL;
 -- Of each ordering, the one whose turn it is, and those behind it. See ordering.go.
-CREATE INDEX queue_turn ON queue (webhook, ordering) WHERE ordering <> 0 AND (node IS NULL OR node > 0);
-CREATE INDEX queue_behind ON queue (webhook, ordering, event) WHERE ordering <> 0 AND node = 0;
+CREATE INDEX queue_turn ON queue (webhook, ordering, turn) WHERE ordering <> 0 AND (node IS NULL OR node > 0);
+CREATE INDEX queue_behind ON queue (webhook, ordering, turn) WHERE ordering <> 0 AND node = 0;
 CREATE INDEX queue_unplaced ON queue (webhook) WHERE node = -1;
 CREATE INDEX queue_held ON queue (webhook, due_at, event, run) WHERE node = -2;
 -- Of each replay, the entries that wait, and those that were let go.

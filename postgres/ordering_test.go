@@ -1,0 +1,138 @@
+package postgres
+
+import (
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/musehub/posthorn"
+	"github.com/musehub/posthorn/internal/pgtest"
+)
+
+// ordered is how an event of an ordering is committed.
+func ordered(e *posthorn.AcceptedEvent, w posthorn.Webhook) posthorn.NewEvent {
+	n := accepting(e, false, w)
+	n.Targets[0].Ordering = 1
+	return n
+}
+
+// TestFreedAfterCommit has a claim look at a webhook from its beginning while a COMMIT is under way that lets an entry go on far behind.
+// The claim can't see it. Afterwards it is found all the same.
+func TestFreedAfterCommit(t *testing.T) {
+	s := open(t, pgtest.URL(t))
+	w, node := newWebhook(t, s), newNode(t, s)
+	fill(t, s, 10, w)
+	now := start.Add(time.Hour)
+	behind := newEvent(start.Add(-10 * time.Hour))
+	commitBatch(t, s, posthorn.Batch{Node: node, Events: []posthorn.NewEvent{ordered(newEvent(start.Add(-11*time.Hour)), w), ordered(behind, w)}})
+	first := claim(t, s, node, now, 1, w)[0]
+
+	// The COMMIT of a delivery waits for a lock.
+	execute(t, s, `CREATE FUNCTION posthorn.wait() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_xact_lock(4711); RETURN NULL; END'`)
+	execute(t, s, `CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON posthorn.delivery_counts DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION posthorn.wait()`)
+	lock := begin(t, s, pgx.ReadCommitted)
+	if _, err := lock.Exec(t.Context(), "SELECT pg_advisory_xact_lock(4711)"); err != nil {
+		t.Fatal(err)
+	}
+	committed := make(chan error, 1)
+	go func() {
+		_, err := s.Commit(t.Context(), posthorn.Batch{Node: node, Results: []posthorn.Result{delivered(first, start)}})
+		committed <- err
+	}()
+	for number(t, s, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711 AND NOT granted") == 0 {
+		select {
+		case err := <-committed:
+			t.Fatalf("it committed: %v", err)
+		default:
+		}
+	}
+	s.lanes.forget()
+	if n := len(claim(t, s, node, now, 5, w)); n != 5 {
+		t.Fatalf("%d entries", n)
+	}
+	if err := lock.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-committed; err != nil {
+		t.Fatal(err)
+	}
+	if entries := claim(t, s, node, now, 1, w); len(entries) != 1 || entries[0].Event.ID != behind.ID {
+		t.Errorf("claimed %+v", entries)
+	}
+}
+
+// TestOrderBesideLongTransaction delivers an ordering's events while another session keeps a transaction open, so that nothing of them can be
+// removed from the indexes: to let the next one go on costs no more for that.
+func TestOrderBesideLongTransaction(t *testing.T) {
+	s := open(t, pgtest.URL(t))
+	w, node := newWebhook(t, s), newNode(t, s)
+	if _, err := begin(t, s, pgx.RepeatableRead).Exec(t.Context(), "SELECT FROM pg_class"); err != nil {
+		t.Fatal(err)
+	}
+	// What delivering events leaves behind: each becomes the one whose turn it is, and goes.
+	execute(t, s, `INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at, node, ordering, turn)
+		SELECT -g, $1, 0, 1, 'automatic', $2, 0, 1, g FROM generate_series(1, 20000) g`, w.Seq, start)
+	execute(t, s, "UPDATE posthorn.queue SET node = NULL")
+	execute(t, s, "DELETE FROM posthorn.queue")
+	b := posthorn.Batch{Node: node}
+	for range 20 {
+		b.Events = append(b.Events, ordered(newEvent(start), w))
+	}
+	commitBatch(t, s, b)
+	for i := range 10 {
+		entries := claim(t, s, node, start, 10, w)
+		if len(entries) != 1 || entries[0].Event.ID != b.Events[i].Event.ID {
+			t.Fatalf("claimed %+v after %d", entries, i)
+		}
+		commitBatch(t, s, posthorn.Batch{Node: node, Results: []posthorn.Result{delivered(entries[0], start)}})
+	}
+	execute(t, s, "DELETE FROM posthorn.queue WHERE node IS NULL") // which is what happens to the next one
+	o := orderings{webhooks: []int64{w.Seq}, numbers: []int64{1}, at: time.Now()}
+	next := buffers(t, s, advanceOrderings, []any{o.webhooks, o.numbers, s.lanes.turnsOf(&o)})
+	o.at = o.at.Add(wholeEvery)
+	whole := buffers(t, s, advanceOrderings, []any{o.webhooks, o.numbers, s.lanes.turnsOf(&o)})
+	t.Logf("pages from the last turn %d, from the beginning %d", next, whole)
+	if next > 60 || whole < 10*next {
+		t.Errorf("it looks at %d pages, and from the beginning at %d", next, whole)
+	}
+}
+
+// TestLateInOrder has a host's transaction commit an event after others, of which one was delivered, have overtaken it: it comes behind what
+// is there, from whichever node, and nothing gets stuck.
+func TestLateInOrder(t *testing.T) {
+	stores, nodes := openNodes(t, 2)
+	w := newWebhook(t, stores[0])
+	late, a, b, c, d := newEvent(start), newEvent(start), newEvent(start), newEvent(start), newEvent(start)
+	tx := begin(t, stores[0], pgx.ReadCommitted)
+	if _, err := stores[0].Tx(tx).Accept(t.Context(), ordered(late, w)); err != nil {
+		t.Fatal(err)
+	}
+	accept := func(i int, e *posthorn.AcceptedEvent) {
+		commitBatch(t, stores[i], posthorn.Batch{Node: nodes[i], Events: []posthorn.NewEvent{ordered(e, w)}})
+	}
+	deliver := func(i int, want *posthorn.AcceptedEvent) {
+		t.Helper()
+		entries := claim(t, stores[i], nodes[i], start, 10, w)
+		if len(entries) != 1 || entries[0].Event.ID != want.ID {
+			t.Fatalf("claimed %+v, want %s", entries, want.ID)
+		}
+		if n := len(claim(t, stores[1-i], nodes[1-i], start, 10, w)); n != 0 {
+			t.Fatalf("%d at once", n+1)
+		}
+		commitBatch(t, stores[i], posthorn.Batch{Node: nodes[i], Results: []posthorn.Result{delivered(entries[0], start)}})
+	}
+	accept(0, a)
+	accept(1, b)
+	accept(0, c)
+	deliver(1, a)
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	accept(1, d)
+	for i, e := range []*posthorn.AcceptedEvent{b, c, late, d} {
+		deliver(i%2, e)
+	}
+	if n := number(t, stores[0], "SELECT count(*) FROM posthorn.queue"); n != 0 {
+		t.Errorf("%d entries are left", n)
+	}
+}
