@@ -24,7 +24,12 @@ type host struct {
 // inHost runs a test in a world with a host.
 func inHost(t *testing.T, test func(t *testing.T, w *world, h host)) {
 	t.Helper()
-	inWorld(t, posthorn.Config{MaxInFlightPerWebhook: 1}, func(t *testing.T, w *world) {
+	inHostWith(t, posthorn.Config{MaxInFlightPerWebhook: 1}, test)
+}
+
+func inHostWith(t *testing.T, cfg posthorn.Config, test func(t *testing.T, w *world, h host)) {
+	t.Helper()
+	inWorld(t, cfg, func(t *testing.T, w *world) {
 		db, err := sql.Open("sqlite", "file:"+w.path+"?_txlock=immediate&_pragma=busy_timeout(10000)")
 		if err != nil {
 			t.Fatal(err)
@@ -179,6 +184,22 @@ func TestDispatchTxOfMany(t *testing.T) {
 		w.expectSent(good, "A", want...)
 		w.expectIdle()
 	})
+}
+
+// Events that nobody wants are kept in the host's transaction, too, if all are.
+func TestDispatchTxKeepsAll(t *testing.T) {
+	for _, keep := range []bool{false, true} {
+		inHostWith(t, posthorn.Config{KeepAllEvents: keep}, func(t *testing.T, w *world, h host) {
+			tx := h.begin()
+			if r, err := h.order(w.Dispatcher, tx, "e1"); err != nil || r.Deliveries != 0 {
+				t.Errorf("the receipt is %+v, %v", r, err)
+			}
+			h.commit(tx)
+			if _, err := w.Event(t.Context(), "r1", "e1"); (err == nil) != keep {
+				t.Errorf("asked to keep: %v, and then: %v", keep, err)
+			}
+		})
+	}
 }
 
 func TestDispatchTxReceipts(t *testing.T) {

@@ -73,6 +73,14 @@ func TestListen(t *testing.T) {
 	}
 	want(t, told, posthorn.Notification{Due: []int64{w.Seq, other.Seq}})
 
+	// Nor is what goes to nobody.
+	tx := begin(t, s, pgx.ReadCommitted)
+	if _, err := s.Tx(tx).Accept(t.Context(), accepting(newEvent(start), false)); err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	if err := s.DeleteWebhook(t.Context(), w.RepoID, w.ID); err != nil {
 		t.Fatal(err)
 	}

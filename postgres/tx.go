@@ -35,8 +35,8 @@ type hostTx struct {
 	queryRow func(ctx context.Context, sql string, args ...any) scanner
 }
 
-// acceptOne is insertEvents for a single event, in a form that every driver understands: no arrays. It tells who listens,
-// which happens when the transaction commits, and returns a row only if the event is new.
+// acceptOne is insertEvents for a single event, in a form that every driver understands: no arrays. It tells who listens, if the event
+// goes to anyone, which happens when the transaction commits, and returns a row only if the event is new.
 const acceptOne = `WITH new AS (
 		INSERT INTO posthorn.events (seq, id, repo_id, type, created_at, deliveries, attributes, payload)
 		VALUES (nextval('posthorn.event_seq'), $1::text, $2::text, $3::text, $4::timestamptz, $5::integer, $11::text, $6::bytea)
@@ -50,7 +50,7 @@ const acceptOne = `WITH new AS (
 	), counted AS (
 		INSERT INTO posthorn.repo_counts (repo_id, events) SELECT $2::text, 1 FROM new
 	)
-	SELECT seq, pg_notify($9::text, $10::text) IS NULL FROM new`
+	SELECT seq, CASE WHEN $8::text = '{}' THEN false ELSE pg_notify($9::text, $10::text) IS NULL END FROM new`
 
 // Accept implements [posthorn.Tx].
 func (h hostTx) Accept(ctx context.Context, n posthorn.NewEvent) (posthorn.Acceptance, error) {

@@ -16,7 +16,7 @@ import (
 func RunTx(t *testing.T, open func(t *testing.T) (posthorn.Store, func() (tx posthorn.Tx, commit, rollback func() error))) {
 	for _, test := range []func(*txSuite){
 		testTxCommit, testTxRollback, testTxSeveral, testTxDuplicate, testTxDuplicateInOne, testTxConflict, testTxBytes,
-		testTxDeletedWebhook, testTxCommitMeanwhile, testTxSameEventMeanwhile, testTxOrder, testTxHeld, testTxCancelled,
+		testTxDeletedWebhook, testTxCommitMeanwhile, testTxSameEventMeanwhile, testTxOrder, testTxHeld, testTxNobody, testTxCancelled,
 	} {
 		t.Run(name(test), func(t *testing.T) {
 			t.Parallel()
@@ -223,6 +223,16 @@ func testTxDeletedWebhook(s *txSuite) {
 	s.wantEntries(entries, queued(entryOf(other, e)))
 	s.record(s.node, posthorn.Result{Entry: entries[0]})
 	s.equal("what can be pruned", s.prune(start.Add(time.Hour)), 1)
+}
+
+// testTxNobody has an event that is kept for itself.
+func testTxNobody(s *txSuite) {
+	e := s.event()
+	tx, commit, _ := s.begin()
+	s.equal("acceptance", s.acceptIn(tx, e, nil), posthorn.Acceptance{})
+	s.check(commit())
+	s.equal("webhooks due", s.due(start), []int64{})
+	s.wantEvents(e)
 }
 
 // testTxCommitMeanwhile has the store commit while the transaction is open. It may wait for it.
