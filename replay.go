@@ -357,7 +357,8 @@ func (d *Dispatcher) stepReplay(ctx context.Context, r *Replay, open *openReplay
 func (d *Dispatcher) moveReplay(ctx context.Context, r *Replay) (more bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	left, dropped := true, 0
+	var left bool
+	dropped := 0
 	switch r.State {
 	case ReplayPlanning:
 		return true, d.plan(ctx, r)

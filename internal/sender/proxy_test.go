@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -315,7 +316,7 @@ func FuzzParseProxy(f *testing.F) {
 	f.Fuzz(func(t *testing.T, raw string) {
 		p, err := ParseProxy(raw)
 		if err != nil {
-			if err != errProxyURL && err != errProxyPort {
+			if !errors.Is(err, errProxyURL) && !errors.Is(err, errProxyPort) {
 				t.Errorf("%q: %v", raw, err)
 			}
 			return
