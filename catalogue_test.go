@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/musehub/posthorn"
 )
@@ -57,6 +58,61 @@ func TestSchemas(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A test goes to one webhook, with the payload given or the catalogue's example, and is never taken for an event of the others.
+func TestSendTest(t *testing.T) {
+	inWorld(t, posthorn.Config{Catalogue: catalogue(), EnforceSchemas: true}, func(t *testing.T, w *world) {
+		hook, other := w.webhook("r1", good, "tag"), w.webhook("r1", bad, "push")
+		for _, active := range []bool{false, true} {
+			if _, err := w.UpdateWebhook(t.Context(), "r1", hook.ID, posthorn.WebhookPatch{Active: &active}); err != nil {
+				t.Fatal(err)
+			}
+			for _, payload := range []any{nil, json.RawMessage(`{"branch":"dev"}`)} {
+				if r, err := w.SendTest(t.Context(), "r1", hook.ID, "push", payload); err != nil || r.Deliveries != 1 {
+					t.Errorf("%+v, %v", r, err)
+				}
+			}
+		}
+		pass(time.Second)
+		seen := w.seen("")
+		if len(seen) != 4 || seen[0].url != good || seen[0].eventType != "push" || seen[0].body != `{"branch":"main"}` || seen[1].body != `{"branch":"dev"}` {
+			t.Fatalf("requests %+v", seen)
+		}
+		if d := w.deliveries(hook)[0]; d.Trigger != posthorn.TriggerTest || !d.Success {
+			t.Errorf("the delivery is %+v", d)
+		}
+		w.wantReplay(w.replay(other, posthorn.ReplayMissed, func(of *posthorn.ReplayRange) { of.DryRun = true }), posthorn.ReplayDone, 0, 0, 0)
+		x, err := w.Explain(t.Context(), "r1", seen[0].eventID, other.ID)
+		if err != nil || x[0].State != posthorn.EventNotSubscribed || !strings.Contains(x[0].Reason, "a test") {
+			t.Errorf("explained as %+v, %v", x, err)
+		}
+		for field, send := range map[string]func() error{
+			"eventType": func() error {
+				_, err := w.SendTest(t.Context(), "r1", hook.ID, "issue", json.RawMessage(`{}`))
+				return err
+			},
+			"payload": func() error { _, err := w.SendTest(t.Context(), "r1", hook.ID, "tag", nil); return err },
+			"schema": func() error {
+				_, err := w.SendTest(t.Context(), "r1", hook.ID, "push", json.RawMessage(`{}`))
+				return err
+			},
+		} {
+			if err := send(); posthorn.ErrorCode(err) != posthorn.CodeInvalid || !strings.Contains(err.Error(), field) {
+				t.Errorf("%s: %v", field, err)
+			}
+		}
+		if _, err := w.SendTest(t.Context(), "r2", hook.ID, "push", nil); posthorn.ErrorCode(err) != posthorn.CodeNotFound {
+			t.Errorf("of another repo's webhook: %v", err)
+		}
+		// What is dispatched is no test, whatever it says.
+		if _, err := w.Dispatch(t.Context(), posthorn.Event{RepoID: "r1", ID: "real", Type: "tag", Payload: 1, Attributes: posthorn.Attributes{Test: true}}); err != nil {
+			t.Fatal(err)
+		}
+		if e, err := w.Event(t.Context(), "r1", "real"); err != nil || e.Test {
+			t.Errorf("the event is %+v, %v", e, err)
+		}
+	})
 }
 
 // A catalogue that is wrong is refused at the start, and says where.

@@ -22,11 +22,12 @@ const (
 	TriggerAutomatic  Trigger = "automatic"  // an event was dispatched to the webhook's subscribers
 	TriggerRedelivery Trigger = "redelivery" // a past delivery's event was sent again by hand
 	TriggerPing       Trigger = "ping"       // a ping was asked for by hand
+	TriggerTest       Trigger = "test"       // a test was asked for by hand
 	TriggerReplay     Trigger = "replay"     // a past event was among many that are sent again ([Dispatcher.StartReplay])
 )
 
 // ByHand reports whether it was for this one delivery: those go before what is queued, and go to inactive webhooks too.
-func (t Trigger) ByHand() bool { return t == TriggerRedelivery || t == TriggerPing }
+func (t Trigger) ByHand() bool { return t == TriggerRedelivery || t == TriggerPing || t == TriggerTest }
 
 // Delivery is one HTTP attempt of one event to one webhook: a row of the delivery log.
 type Delivery struct {

@@ -46,6 +46,8 @@ type Attributes struct {
 	// Depth is how many deliveries have led to the event, one from the other; zero for what no delivery has led to. It is sent on as
 	// Posthorn-Depth. With more than [MaxDepth] the event is refused: webhooks lead back to where they come from.
 	Depth int `json:"depth,omitempty"`
+	// Test says that the event was made by [Dispatcher.SendTest], for one webhook: it is never replayed. Dispatching ignores it.
+	Test bool `json:"test,omitempty"`
 }
 
 const (
@@ -426,6 +428,35 @@ func (d *Dispatcher) Ping(ctx context.Context, repoID, webhookID string) (Receip
 	return d.accept(ctx, event, TriggerPing, []recipient{{Seq: w.Seq, ID: w.ID, RepoID: w.RepoID, polled: w.Polled}})
 }
 
+// SendTest sends an event of a type to one webhook and to nobody else, whatever it subscribes to and even when it is inactive. With a nil payload
+// it is the first example that [Config.Catalogue] has of the type: CodeInvalid where there is none.
+func (d *Dispatcher) SendTest(ctx context.Context, repoID, webhookID, eventType string, payload any) (Receipt, error) {
+	w, err := d.Webhook(ctx, repoID, webhookID)
+	if err != nil {
+		return Receipt{}, err
+	}
+	if payload == nil {
+		if payload, err = d.example(eventType); err != nil {
+			return Receipt{}, err
+		}
+	}
+	event, err := d.prepare(ctx, Event{RepoID: repoID, Type: eventType, Payload: payload})
+	if err != nil {
+		return Receipt{}, err
+	}
+	event.Test = true
+	return d.accept(ctx, event, TriggerTest, []recipient{{Seq: w.Seq, ID: w.ID, RepoID: w.RepoID, polled: w.Polled}})
+}
+
+func (d *Dispatcher) example(eventType string) (any, error) {
+	for _, t := range d.cfg.Catalogue {
+		if t.Name == eventType && len(t.Examples) > 0 {
+			return t.Examples[0], nil
+		}
+	}
+	return nil, invalid("payload", "it is missing, and the catalogue has no example of %.128s (--catalogue, Config.Catalogue)", eventType)
+}
+
 type pingPayload struct {
 	RepoID    string   `json:"repoId"`
 	WebhookID string   `json:"webhookId"`
@@ -480,6 +511,7 @@ func (d *Dispatcher) newEvent(e Event) (*AcceptedEvent, error) {
 		return nil, invalid("eventType", "unknown event type %.128q; the valid ones are %s", e.Type, strings.Join(d.EventTypes(), ", "))
 	}
 	event := &AcceptedEvent{ID: e.ID, RepoID: e.RepoID, Type: e.Type, CreatedAt: d.clock.now(), Attributes: e.Attributes}
+	event.Test = false
 	if err := event.check(); err != nil {
 		return nil, err
 	}

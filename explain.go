@@ -137,6 +137,8 @@ func (d *Dispatcher) explainNone(event *AcceptedEvent, w *Webhook) (state EventS
 	switch {
 	case w.CreatedAt.After(event.CreatedAt):
 		return EventBefore, "the webhook was made after the event", nil
+	case event.Test:
+		return EventNotSubscribed, "the event is a test, which was for another webhook", nil
 	case event.Type == EventPing:
 		return EventNotSubscribed, "the event is a ping, which was for another webhook, or of a time when this one was not active", nil
 	}

@@ -228,9 +228,11 @@ func (d *Dispatcher) observe(r *Result) {
 	failing := at.Sub(since)
 	switch {
 	case r.Delivery.Success:
-		// The request may be older than its webhook's beginning to fail, and know nothing of that.
-		if since.IsZero() && time.Since(d.begun[x.target.Seq]) > inFlightAtMost {
-			return
+		if since.IsZero() {
+			// The request may be older than its webhook's beginning to fail, and know nothing of that.
+			if begun, ok := d.begun[x.target.Seq]; !ok || time.Since(begun) > inFlightAtMost {
+				return
+			}
 		}
 		delete(d.begun, x.target.Seq)
 		x.event = EventWebhookRecovered

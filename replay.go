@@ -35,7 +35,7 @@ type Replay struct {
 }
 
 // ReplayRange says which events are replayed. A webhook gets only what it wants as it is now: its types of events, and its filter. What is
-// on its way to it already is left out, and so are pings. A store keeps it as JSON.
+// on its way to it already is left out, and so are pings and tests. A store keeps it as JSON.
 type ReplayRange struct {
 	Since      time.Time  `json:"since"`                // when the first events were accepted, inclusive
 	Until      time.Time  `json:"until"`                // exclusive; zero, or later than now: now
@@ -403,7 +403,7 @@ func (d *Dispatcher) plan(ctx context.Context, r *Replay) error {
 			continue
 		}
 		r.Examined++
-		if e.Type == EventPing || !r.covers(e.Type) {
+		if e.Type == EventPing || e.Test || !r.covers(e.Type) {
 			continue
 		}
 		state, _, err := d.unwantedBy(&w, e)

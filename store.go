@@ -218,7 +218,7 @@ type Batch struct {
 type NewEvent struct {
 	Event   *AcceptedEvent // Commit sets Seq
 	Targets []Target       // none: the event is kept for itself
-	// Trigger is TriggerAutomatic or TriggerPing. Entries of other than automatic ones have a row of their own
+	// Trigger is TriggerAutomatic, TriggerPing or TriggerTest. Entries of other than automatic ones have a row of their own
 	// (Queued) from the start.
 	Trigger Trigger
 	// Group makes events of a batch belong together: those with the same number, which follow each other, are accepted all

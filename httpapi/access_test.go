@@ -184,7 +184,7 @@ func TestForeignIDs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bodies := map[string]string{"updateWebhook": `{"active":false}`, "rotateSecret": "{}", "startReplay": `{"since":"2026-01-01T00:00:00Z"}`}
+	bodies := map[string]string{"updateWebhook": `{"active":false}`, "rotateSecret": "{}", "startReplay": `{"since":"2026-01-01T00:00:00Z"}`, "testWebhook": `{"eventType":"push","payload":1}`}
 	unknown := tenant{
 		webhook: "01900000-0000-7000-8000-000000000000", delivery: "01900000-0000-7000-8000-000000000001",
 		event: "unknown", secret: "01900000-0000-7000-8000-000000000002", replay: "01900000-0000-7000-8000-000000000003",

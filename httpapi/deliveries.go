@@ -22,7 +22,7 @@ type deliveryJSON struct {
 	EventType      string        `json:"eventType"`
 	Payload        *string       `json:"payload" doc:"The exact bytes of the request's body; null once they are pruned"`
 	Attempt        int           `json:"attempt" doc:"1 for the first of its run"`
-	Trigger        string        `json:"trigger" enum:"automatic,redelivery,ping,replay" doc:"Why it was made"`
+	Trigger        string        `json:"trigger" enum:"automatic,redelivery,ping,test,replay" doc:"Why it was made"`
 	Success        bool          `json:"success" doc:"Whether the response's status was a 2xx"`
 	ResponseStatus int           `json:"responseStatus" doc:"0 when no response was received"`
 	ResponseBody   string        `json:"responseBody" doc:"The first 512 characters, or what went wrong: timeout: …, request error: …, SSRF blocked: …"`

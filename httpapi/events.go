@@ -26,6 +26,7 @@ type eventJSON struct {
 	OrderingKey string `json:"orderingKey,omitempty"`
 	TraceParent string `json:"traceparent,omitempty" doc:"The header traceparent that it was posted with"`
 	TraceState  string `json:"tracestate,omitempty"`
+	Test        bool   `json:"test,omitempty" doc:"It was made to test one webhook"`
 	Depth       int    `json:"depth,omitempty" doc:"How many deliveries have led to it, one from the other"`
 }
 
@@ -33,7 +34,7 @@ func showEvent(e *posthorn.AcceptedEvent) eventJSON {
 	return eventJSON{
 		EventID: e.ID, RepoID: e.RepoID, EventType: e.Type, Payload: string(e.Payload),
 		CreatedAt: timestamp(e.CreatedAt), Deliveries: e.Deliveries,
-		OrderingKey: e.OrderingKey, TraceParent: e.TraceParent, TraceState: e.TraceState, Depth: e.Depth,
+		OrderingKey: e.OrderingKey, TraceParent: e.TraceParent, TraceState: e.TraceState, Test: e.Test, Depth: e.Depth,
 	}
 }
 

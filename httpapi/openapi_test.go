@@ -48,6 +48,7 @@ var routes = map[string]posthorn.Scope{
 	"GET /api/v1/repos/{repoId}/webhooks/{webhookId}/replays/{replayId}":                 posthorn.ScopeDeliveriesRead,
 	"POST /api/v1/repos/{repoId}/webhooks/{webhookId}/replays":                           posthorn.ScopeDeliveriesWrite,
 	"POST /api/v1/repos/{repoId}/webhooks/{webhookId}/replays/{replayId}/cancel":         posthorn.ScopeDeliveriesWrite,
+	"POST /api/v1/repos/{repoId}/webhooks/{webhookId}/test":                              posthorn.ScopeWebhooksWrite,
 	"POST /api/v1/repos/{repoId}/webhooks/{webhookId}/ping":                              posthorn.ScopeWebhooksWrite,
 	"POST /api/v1/repos/{repoId}/webhooks/{webhookId}/secrets":                           posthorn.ScopeWebhooksWrite,
 	"POST /api/v1/tokens":                                                                posthorn.ScopeAdmin,
@@ -103,7 +104,7 @@ func TestDocument(t *testing.T) {
 		}
 	})
 	for name, schema := range schemas {
-		isRequest := slices.Contains([]string{"NewWebhook", "WebhookPatch", "NewEvent", "NewEvents", "NewSecret", "NewTLS", "NewToken", "CheckedURL", "FilterTest", "NewReplay"}, name)
+		isRequest := slices.Contains([]string{"NewWebhook", "WebhookPatch", "NewEvent", "NewEvents", "NewSecret", "NewTLS", "NewToken", "CheckedURL", "FilterTest", "NewReplay", "TestEvent"}, name)
 		if more := schema.(map[string]any)["additionalProperties"]; more != !isRequest {
 			t.Errorf("%s: additionalProperties is %v", name, more)
 		}
@@ -124,7 +125,7 @@ func checkOperation(t *testing.T, route string, op map[string]any) {
 		t.Errorf("%s has the path parameters %v", route, inPath)
 	}
 	hasBody := strings.HasPrefix(route, "PATCH") || strings.HasSuffix(route, "/webhooks") && route[0] == 'P' || strings.Contains(route, "/events") && route[0] == 'P' ||
-		strings.HasSuffix(route, "/secrets") && route[0] == 'P' || strings.HasSuffix(route, "/check-url") || strings.HasSuffix(route, "/filter-test") || route[0] == 'P' && strings.HasSuffix(route, "/replays") || route == "POST /api/v1/tokens"
+		strings.HasSuffix(route, "/secrets") && route[0] == 'P' || strings.HasSuffix(route, "/check-url") || strings.HasSuffix(route, "/filter-test") || route[0] == 'P' && strings.HasSuffix(route, "/replays") || strings.HasSuffix(route, "}/test") || route == "POST /api/v1/tokens"
 	if (op["requestBody"] != nil) != hasBody {
 		t.Errorf("%s: request body %v", route, op["requestBody"])
 	}

@@ -20,7 +20,7 @@ type polledJSON struct {
 type polledEventJSON struct {
 	eventJSON
 	DeliveryID string `json:"deliveryId" doc:"The same each time that the event is returned"`
-	Trigger    string `json:"trigger" enum:"automatic,redelivery,ping,replay"`
+	Trigger    string `json:"trigger" enum:"automatic,redelivery,ping,test,replay"`
 }
 
 type pollInput struct {

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 	"time"
 
@@ -203,6 +204,19 @@ type webhookInput struct {
 	WebhookID string `path:"webhookId"`
 }
 
+// testEventJSON is the body that sends a test.
+type testEventJSON struct {
+	_         struct{}        `additionalProperties:"false"`
+	EventType string          `json:"eventType" example:"push"`
+	Payload   json.RawMessage `json:"payload,omitempty" doc:"Any JSON value. The first example that the catalogue has of the type if it isn't given"`
+}
+
+type testWebhookInput struct {
+	RepoID    string `path:"repoId"`
+	WebhookID string `path:"webhookId"`
+	jsonBody[testEventJSON]
+}
+
 type updateWebhookInput struct {
 	RepoID    string `path:"repoId"`
 	WebhookID string `path:"webhookId"`
@@ -266,6 +280,11 @@ func (s *server) registerWebhooks() {
 		Summary: "Send a ping", DefaultStatus: http.StatusAccepted,
 		Description: "Sends an event of the type ping, whatever the webhook subscribes to. Its deliveries show how it went.",
 	}, posthorn.ScopeWebhooksWrite, s.pingWebhook)
+	operation(s, huma.Operation{
+		OperationID: "testWebhook", Method: http.MethodPost, Path: "/repos/{repoId}/webhooks/{webhookId}/test", Tags: tags,
+		Summary: "Send a test", DefaultStatus: http.StatusAccepted,
+		Description: "Sends an event to this webhook and to no other, whatever it subscribes to. Its deliveries show how it went. Tests are never replayed.",
+	}, posthorn.ScopeWebhooksWrite, s.testWebhook)
 }
 
 func (s *server) createWebhook(ctx context.Context, in *createWebhookInput) (*output[createdJSON], error) {
@@ -353,6 +372,18 @@ func (s *server) checkURL(ctx context.Context, in *checkURLInput) (*output[urlCh
 
 func (s *server) pingWebhook(ctx context.Context, in *webhookInput) (*output[receiptJSON], error) {
 	receipt, err := s.dispatcher.Ping(ctx, in.RepoID, in.WebhookID)
+	if err != nil {
+		return nil, err
+	}
+	return &output[receiptJSON]{receiptJSON{receipt.EventID, receipt.Deliveries}}, nil
+}
+
+func (s *server) testWebhook(ctx context.Context, in *testWebhookInput) (*output[receiptJSON], error) {
+	var payload any
+	if in.body.Payload != nil {
+		payload = in.body.Payload
+	}
+	receipt, err := s.dispatcher.SendTest(ctx, in.RepoID, in.WebhookID, in.body.EventType, payload)
 	if err != nil {
 		return nil, err
 	}

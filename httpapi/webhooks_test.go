@@ -3,6 +3,7 @@ package httpapi
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"regexp"
@@ -290,4 +291,29 @@ func TestDeleteWebhook(t *testing.T) {
 	}
 	api.do("GET", path+"/deliveries", "").problem(http.StatusNotFound, "Webhook not found", "")
 	api.do("POST", path+"/ping", "").problem(http.StatusNotFound, "Webhook not found", "")
+}
+
+// A test goes to one webhook, with the bytes given.
+func TestTestWebhook(t *testing.T) {
+	api := startAPI(t, posthorn.Config{})
+	bodies := make(chan string, 1)
+	url := receiver(t, func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		bodies <- string(body)
+	})
+	path := api.webhook(`{"url":"`+url+`","events":["tag"]}`) + "/test"
+	a := api.do("POST", path, `{"eventType":"push","payload":{"a": 1.0}}`)
+	api.matches("testWebhook", a)
+	if got := a.ok(http.StatusAccepted); got["deliveries"] != 1.0 {
+		t.Errorf("answered %v", got)
+	}
+	if body := <-bodies; body != `{"a": 1.0}` {
+		t.Errorf("sent %s", body)
+	}
+	if d := <-api.made; d.Trigger != posthorn.TriggerTest {
+		t.Errorf("delivered as %+v", d)
+	}
+	api.do("POST", path, `{"eventType":"push"}`).problem(http.StatusUnprocessableEntity, "no example of push", "payload")
+	api.do("POST", path, `{"eventType":"pull","payload":1}`).problem(http.StatusUnprocessableEntity, "unknown event type", "eventType")
+	api.do("POST", path, `{"payload":1}`).problem(http.StatusUnprocessableEntity, "", "eventType")
 }

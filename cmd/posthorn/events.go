@@ -38,7 +38,7 @@ func (*dispatchCmd) Help() string {
 
 // Run dispatches the event.
 func (c *dispatchCmd) Run() error {
-	payload, err := c.read()
+	payload, err := readPayload(c.Payload)
 	if err != nil {
 		return err
 	}
@@ -49,14 +49,15 @@ func (c *dispatchCmd) Run() error {
 	return perform(c.connection, request{method: http.MethodPost, path: c.path("events"), body: body, header: map[string]string{"traceparent": c.TraceParent}}, receipt.show)
 }
 
-func (c *dispatchCmd) read() ([]byte, error) {
-	if file, ok := strings.CutPrefix(c.Payload, "@"); ok {
-		return os.ReadFile(file)
+// readPayload reads what a command was given as a payload.
+func readPayload(given string) ([]byte, error) {
+	if file, ok := strings.CutPrefix(given, "@"); ok {
+		return os.ReadFile(file) //nolint:gosec // the caller's own
 	}
-	if c.Payload == "-" {
+	if given == "-" {
 		return io.ReadAll(os.Stdin)
 	}
-	return []byte(c.Payload), nil
+	return []byte(given), nil
 }
 
 // eventBody returns the body of the request that dispatches an event. It is put together by hand because package json

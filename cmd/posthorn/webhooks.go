@@ -23,6 +23,7 @@ type webhooksCmd struct {
 	Update updateWebhookCmd `cmd:"" help:"Change a webhook."`
 	Delete deleteWebhookCmd `cmd:"" help:"Delete a webhook, with what is queued for it and its delivery log."`
 	Ping   pingWebhookCmd   `cmd:"" help:"Send a webhook an event of type ping."`
+	Test   testWebhookCmd   `cmd:"" help:"Send a webhook an event that no other gets."`
 }
 
 // webhook is a webhook as the API gives it.
@@ -315,6 +316,38 @@ func (*pingWebhookCmd) Help() string {
 // Run sends the ping.
 func (c *pingWebhookCmd) Run() error {
 	return perform(c.connection, request{method: http.MethodPost, path: c.path("webhooks", c.Webhook, "ping")}, receipt.show)
+}
+
+type testWebhookCmd struct {
+	connection
+	repoFlag
+	webhookArg
+	Type    string `short:"t" env:"-" required:"" placeholder:"TYPE" help:"Type of the event: see posthorn event-types."`
+	Payload string `arg:"" optional:"" help:"The payload: JSON, @FILE, or - for standard input. Without one it is the catalogue's first example of the type."`
+}
+
+// Help is what --help shows below the summary.
+func (*testWebhookCmd) Help() string {
+	return `The event is delivered and retried like any other, whatever the webhook subscribes to. What came of it is in the log:
+posthorn deliveries list.
+
+    posthorn webhooks test --repo r1 WEBHOOK --type push
+    posthorn webhooks test --repo r1 WEBHOOK --type push '{"branch":"main"}'`
+}
+
+// Run sends the test.
+func (c *testWebhookCmd) Run() error {
+	var body any = map[string]any{"eventType": c.Type}
+	if c.Payload != "" {
+		payload, err := readPayload(c.Payload)
+		if err != nil {
+			return err
+		}
+		if body, err = eventBody(c.Type, "", "", payload); err != nil {
+			return err
+		}
+	}
+	return perform(c.connection, request{method: http.MethodPost, path: c.path("webhooks", c.Webhook, "test"), body: body}, receipt.show)
 }
 
 // receipt is the API's answer to an event.
