@@ -102,8 +102,8 @@ func newIsolation(t *testing.T) *isolation {
 	i.bad = []*badHooks{
 		{name: "hanging webhooks", receiver: hanging, repo: "hang", busy: 50, paths: i.subscribeBad("hang", hanging.URL, isolationHooks)},
 		{name: "refusing webhooks", paths: i.subscribeBad("r", "http://"+closedAddr(t), isolationHooks)},
-		{name: "slow webhooks", receiver: slow, repo: "slow", busy: 50, paths: i.subscribeBad("slow", slow.URL, isolationHooks)},
-		{name: "webhooks with a backlog", receiver: flooded, repo: "flood", busy: 8, paths: i.subscribeBad("flood", flooded.URL, 1)},
+		{name: "slow webhooks", receiver: slow, repo: "slow", busy: 50, refill: 60, paths: i.subscribeBad("slow", slow.URL, isolationHooks)},
+		{name: "webhooks with a backlog", receiver: flooded, repo: "flood", busy: 8, refill: 300, paths: i.subscribeBad("flood", flooded.URL, 1)},
 	}
 	for _, bad := range i.bad {
 		bad.isolation = i
@@ -213,12 +213,14 @@ type badHooks struct {
 	receiver *badReceiver // nil: nobody listens there
 	repo     string       // has a backlog for them
 	busy     int64        // how many requests they mostly have in flight at least while they are bad
+	refill   int64        // how many events make up for what they have worked off the last time
 }
 
 // start makes them active and bad. Those that hang answer at first, so that each of them may have many requests in flight.
 func (b *badHooks) start() {
 	b.activate(true)
 	if b.repo != "hang" {
+		b.postAll(b.repo, b.refill)
 		return
 	}
 	b.postAll(b.repo, hangingBurst)
