@@ -172,7 +172,9 @@ func TestLogGrowth(t *testing.T) {
 		largest = max(largest, info.Size())
 	}
 	t.Logf("the log grew to %d KiB", largest>>10)
-	if largest > 3*limit { // it is looked at from time to time only
+	// It is looked at from time to time only; and where a reader could not leave for a second, as on a busy machine, not before it is twice as
+	// large. Without that it would be ten times the limit.
+	if largest > 6*limit {
 		t.Fatalf("the log grew to %d KiB", largest>>10)
 	}
 }
