@@ -199,6 +199,54 @@ func (d *Dispatcher) Deliveries(ctx context.Context, q DeliveryQuery) (Page[Deli
 	return d.store.Deliveries(ctx, q)
 }
 
+// Ping sends an event of type [EventPing] to one webhook, whatever it subscribes to and even when it is inactive.
+func (d *Dispatcher) Ping(ctx context.Context, repoID, webhookID string) (Receipt, error) {
+	w, err := d.Webhook(ctx, repoID, webhookID)
+	if err != nil {
+		return Receipt{}, err
+	}
+	event, err := d.prepare(ctx, Event{RepoID: repoID, Type: EventPing, Payload: pingPayload{repoID, webhookID, w.Events}})
+	if err != nil {
+		return Receipt{}, err
+	}
+	return d.accept(ctx, event, TriggerPing, []recipient{{Seq: w.Seq, ID: w.ID, RepoID: w.RepoID, polled: w.Polled}})
+}
+
+// SendTest sends an event of a type to one webhook and to nobody else, whatever it subscribes to and even when it is inactive. With a nil payload
+// it is the first example that [Config.Catalogue] has of the type: CodeInvalid where there is none.
+func (d *Dispatcher) SendTest(ctx context.Context, repoID, webhookID, eventType string, payload any) (Receipt, error) {
+	w, err := d.Webhook(ctx, repoID, webhookID)
+	if err != nil {
+		return Receipt{}, err
+	}
+	if payload == nil {
+		if payload, err = d.example(eventType); err != nil {
+			return Receipt{}, err
+		}
+	}
+	event, err := d.prepare(ctx, Event{RepoID: repoID, Type: eventType, Payload: payload})
+	if err != nil {
+		return Receipt{}, err
+	}
+	event.Test = true
+	return d.accept(ctx, event, TriggerTest, []recipient{{Seq: w.Seq, ID: w.ID, RepoID: w.RepoID, polled: w.Polled}})
+}
+
+func (d *Dispatcher) example(eventType string) (any, error) {
+	for _, t := range d.cfg.Catalogue {
+		if t.Name == eventType && len(t.Examples) > 0 {
+			return t.Examples[0], nil
+		}
+	}
+	return nil, invalid("payload", "it is missing, and the catalogue has no example of %.128s (--catalogue, Config.Catalogue)", eventType)
+}
+
+type pingPayload struct {
+	RepoID    string   `json:"repoId"`
+	WebhookID string   `json:"webhookId"`
+	Events    []string `json:"events"`
+}
+
 // Redelivery is a run of attempts asked for by hand.
 type Redelivery struct {
 	OriginalID string // the delivery that is sent again
