@@ -58,7 +58,7 @@ func TestBacklog(t *testing.T) { // not parallel: it measures, and sets variable
 }
 
 func testBacklog(t *testing.T, store backlogStore) {
-	entries, cycles, tries := 1_000_000, 5, 3
+	entries, cycles, tries := 1_000_000, 7, 3
 	if testing.Short() {
 		entries, cycles, tries = 50_000, 2, 5
 	}

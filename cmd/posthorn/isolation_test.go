@@ -27,7 +27,7 @@ const (
 // Ten webhooks get their events as soon beside webhooks that hang, refuse, are slow or have a backlog as without them. The
 // phases alternate, so that what else the machine does hits all alike.
 func TestIsolation(t *testing.T) {
-	cycles, tries := 5, 3
+	cycles, tries := 7, 3
 	if testing.Short() {
 		cycles, tries = 2, 5
 	}

@@ -33,13 +33,13 @@ func TestNodes(t *testing.T) {
 	})
 }
 
-// For half a minute one of three nodes is killed and started again each second. In the end one is killed for good: the others take
+// For a minute one of three nodes is killed and started again each second. In the end one is killed for good: the others take
 // over what it had.
 func testNodesKilledInTurn(t *testing.T) {
 	database := pgtest.URL(t)
 	n := newNodes(t, database, database, database, database)
 	n.publish(8, 50*time.Millisecond, false)
-	seconds := 30
+	seconds := 60
 	if testing.Short() {
 		seconds = 10
 	}
@@ -256,7 +256,7 @@ func (n *nodes) refusedFor(words string) (refused int) {
 // The database is lost in the middle of commits, before or after it has done what it was asked to. An event is accepted and
 // sent, or refused; the same event again settles it. Some publishers never ask again.
 func testFailover(t *testing.T) {
-	rounds := 20
+	rounds := 30
 	if testing.Short() {
 		rounds = 6
 	}
