@@ -250,6 +250,18 @@ func (n *replayNews) take() (all bool, recorded map[int64]bool) {
 	return all, recorded
 }
 
+// cancel adds a run to those of which nothing is to be sent any more. Others read the map, so it is another one.
+func (n *replayNews) cancel(run int64) {
+	if n.canceled(run) {
+		return
+	}
+	runs := map[int64]bool{run: true}
+	if known := n.canceling.Load(); known != nil {
+		maps.Copy(runs, *known)
+	}
+	n.canceling.Store(&runs)
+}
+
 // canceled reports whether nothing of a run is to be sent any more.
 func (n *replayNews) canceled(run int64) bool {
 	runs := n.canceling.Load()
@@ -322,7 +334,7 @@ func (d *Dispatcher) stepReplays(ctx context.Context, open *openReplays) (more b
 			switch r.State {
 			case ReplayCanceling:
 				canceling[r.Run] = true
-				d.replays.canceling.Store(&canceling)
+				d.replays.cancel(r.Run)
 			case ReplayRunning:
 				open.running[r.Run] = r
 			}
