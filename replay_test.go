@@ -484,6 +484,32 @@ func TestCancelPlannedReplay(t *testing.T) {
 	})
 }
 
+// Several are canceled while a third goes on: attempts ask all the time which are.
+func TestCancelSeveralReplays(t *testing.T) {
+	inWorld(t, posthorn.Config{KeepAllEvents: true}, func(t *testing.T, w *world) {
+		w.dispatchMany(300)
+		w.answers(slowly)
+		var hooks []posthorn.Webhook
+		var replays []posthorn.Replay
+		for i := range 6 {
+			hooks = append(hooks, w.webhook("r1", fmt.Sprintf("https://receiver-%d.example/", i)))
+			replays = append(replays, w.replay(hooks[i], posthorn.ReplayAll, nil))
+		}
+		for i, r := range replays[1:] {
+			if _, err := w.CancelReplay(t.Context(), "r1", hooks[i+1].ID, r.ID); err != nil {
+				t.Error(err)
+			}
+		}
+		pass(time.Minute)
+		w.wantReplay(w.replayed(replays[0]), posthorn.ReplayDone, 300, 300, 0)
+		for _, r := range replays[1:] {
+			if r = w.replayed(r); r.State != posthorn.ReplayCanceled {
+				t.Errorf("one is %s", r.State)
+			}
+		}
+	})
+}
+
 // Replays that have nothing to do cost the others nothing.
 func TestIdleReplays(t *testing.T) {
 	inWorld(t, posthorn.Config{KeepAllEvents: true}, func(t *testing.T, w *world) {
