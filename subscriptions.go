@@ -60,7 +60,7 @@ type subscriptions struct {
 }
 
 type stripe struct {
-	loading sync.Mutex    // held while a repo is loaded, so that it is loaded once
+	loading chan struct{} // has room for one, who loads a repo: so it is loaded once, and who waits longer than it cares to may leave
 	changes atomic.Uint64 // what was loaded before one is not kept after it
 	// noted is, while a repo is loaded, how webhooks are by what was noted meanwhile: the load may have read the old rows. Guarded by
 	// subscriptions.mu.
@@ -215,7 +215,11 @@ type use struct {
 }
 
 func newSubscriptions(store Store, box *secretbox.Box, now func() time.Time, cfg *Config) *subscriptions {
-	return &subscriptions{store: store, cfg: cfg, box: box, now: now, repos: map[string]*subscribers{}, uses: map[*use]struct{}{}, seed: maphash.MakeSeed()}
+	s := &subscriptions{store: store, cfg: cfg, box: box, now: now, repos: map[string]*subscribers{}, uses: map[*use]struct{}{}, seed: maphash.MakeSeed()}
+	for i := range s.stripes {
+		s.stripes[i].loading = make(chan struct{}, 1)
+	}
+	return s
 }
 
 func (s *subscriptions) of(ctx context.Context, repoID string) (*subscribers, error) {
@@ -224,8 +228,12 @@ func (s *subscriptions) of(ctx context.Context, repoID string) (*subscribers, er
 		return subs, nil
 	}
 	stripe := s.stripe(repoID)
-	stripe.loading.Lock()
-	defer stripe.loading.Unlock()
+	select {
+	case stripe.loading <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	defer func() { <-stripe.loading }()
 	now = s.now()
 	if subs := s.cached(repoID, now); subs != nil {
 		return subs, nil

@@ -1,9 +1,13 @@
 package posthorn_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/musehub/posthorn"
 	"github.com/musehub/posthorn/internal/certtest"
@@ -45,6 +49,31 @@ func TestLargeWebhooks(t *testing.T) {
 			if sent := w.seen(secure); len(sent) == 0 || sent[len(sent)-1].header["webhook-signature"] == nil {
 				t.Error("unsigned")
 			}
+		}
+	})
+}
+
+// Who waits while somebody else loads the repo waits no longer than it cares to.
+func TestSlowLoad(t *testing.T) {
+	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
+		w.webhook("r1", good)
+		w.tamper(func(_ context.Context, call string, do func() error) error {
+			if call == "Webhooks" {
+				pass(3 * time.Second)
+			}
+			return do()
+		})
+		loaded := make(chan posthorn.Receipt)
+		go func() { loaded <- w.dispatch("r1", "loads") }()
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		began := time.Now()
+		if _, err := w.Dispatch(ctx, posthorn.Event{RepoID: "r1", Type: "push", Payload: "x"}); !errors.Is(err, context.DeadlineExceeded) || time.Since(began) != time.Second {
+			t.Errorf("after %v: %v", time.Since(began), err)
+		}
+		if r := <-loaded; r.Deliveries != 1 {
+			t.Errorf("%+v", r)
 		}
 	})
 }
