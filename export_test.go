@@ -66,3 +66,13 @@ func (d *Dispatcher) Waiting() int {
 
 // Notified is what a Notifier calls.
 func (d *Dispatcher) Notified(n Notification) { d.notified(n) }
+
+// Failures returns how many attempts of a webhook have failed in a row, as far as the scheduler remembers.
+func (d *Dispatcher) Failures(webhookSeq int64) int {
+	d.sched.mu.Lock()
+	defer d.sched.mu.Unlock()
+	if q := d.sched.queues[webhookSeq]; q != nil {
+		return q.failures
+	}
+	return 0
+}

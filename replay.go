@@ -105,12 +105,14 @@ const (
 	replayPause = 10 * time.Millisecond
 	// replayLeft is for how long a replay is left to another node that plans it, too.
 	replayLeft = 5 * time.Second
+	// replayRound is about how long a node moves replays on until it asks again which there are, and which are canceled.
+	replayRound = 200 * time.Millisecond
 	// replayWait is for how long StartReplay waits for the end of planning.
 	replayWait = 5 * time.Second
 
-	// So many events that are too old, one after the other, or some that are too old by so much, have no younger ones behind them.
-	someOld   = 100
-	muchOlder = time.Hour
+	// muchOlder is by how much all of a page has to be too old for there to be no younger events behind it: these are numbered as they are
+	// written, which takes until storeTimeout, and have the time of before.
+	muchOlder = 5 * time.Minute
 
 	replayDrop = 500 // entries at a time
 	replayPage = 100
@@ -133,11 +135,17 @@ func (d *Dispatcher) StartReplay(ctx context.Context, repoID, webhookID string, 
 	if of.Only == "" {
 		of.Only = ReplayFailed
 	}
+	kept := d.kept(now)
+	if !of.Since.IsZero() && of.Since.Before(kept) && kept.Before(of.Until) {
+		of.Since = kept
+	}
 	switch {
 	case !w.Active && !of.DryRun:
 		return Replay{}, Errorf(CodeConflict, "the webhook is not active%s: make it active, and then replay what it has missed", w.whyInactive())
 	case of.Since.IsZero():
 		return Replay{}, invalid("since", "it is missing")
+	case !kept.Before(of.Until):
+		return Replay{}, invalid("until", "what was before it is no longer stored (--retention, Config.Retention)")
 	case !of.Since.Before(of.Until):
 		return Replay{}, invalid("since", "it is not before until, nor before now")
 	case of.Only != ReplayFailed && of.Only != ReplayMissed && of.Only != ReplayAll:
@@ -158,6 +166,11 @@ func (d *Dispatcher) StartReplay(ctx context.Context, repoID, webhookID string, 
 	return d.planned(ctx, r), nil
 }
 
+// kept is since when events are stored with all of their deliveries. Of some that are older it is no longer known whether they were delivered.
+func (d *Dispatcher) kept(now time.Time) time.Time {
+	return now.Add(-d.cfg.Retention).Truncate(time.Microsecond)
+}
+
 // planned waits for a replay to be planned, if that takes no time.
 func (d *Dispatcher) planned(ctx context.Context, r Replay) Replay {
 	ctx, cancel := context.WithTimeout(ctx, replayWait)
@@ -168,7 +181,11 @@ func (d *Dispatcher) planned(ctx context.Context, r Replay) Replay {
 			return r
 		case <-time.After(2 * replayPause):
 		}
-		if now, err := d.Replay(ctx, r.RepoID, r.WebhookID, r.ID); err == nil {
+		now, err := d.Replay(ctx, r.RepoID, r.WebhookID, r.ID)
+		if ErrorCode(err) == CodeNotFound { // it went with its webhook
+			return r
+		}
+		if err == nil {
 			r = now
 		}
 	}
@@ -177,7 +194,14 @@ func (d *Dispatcher) planned(ctx context.Context, r Replay) Replay {
 
 // Replay returns a replay of a webhook.
 func (d *Dispatcher) Replay(ctx context.Context, repoID, webhookID, id string) (Replay, error) {
-	page, err := d.Replays(ctx, ReplayQuery{RepoID: repoID, WebhookID: webhookID, ID: id, Limit: 1})
+	if err := d.checkRepo(ctx, repoID); err != nil {
+		return Replay{}, err
+	}
+	return d.counted(ctx, repoID, webhookID, id)
+}
+
+func (d *Dispatcher) counted(ctx context.Context, repoID, webhookID, id string) (Replay, error) {
+	page, err := d.store.Replays(ctx, ReplayQuery{RepoID: repoID, WebhookID: webhookID, ID: id, Limit: 1})
 	if err == nil && len(page.Items) == 0 {
 		err = Errorf(CodeNotFound, "Replay not found")
 	}
@@ -214,16 +238,16 @@ func (d *Dispatcher) CancelReplay(ctx context.Context, repoID, webhookID, id str
 
 // replayNews is what the node's other goroutines tell the one that moves replays on, and what that tells them.
 type replayNews struct {
-	signal    chan struct{}                  // something was told
-	canceling atomic.Pointer[map[int64]bool] // runs of which nothing is to be sent any more
+	signal chan struct{}                  // something was told
+	known  atomic.Pointer[map[int64]bool] // runs of open replays; true: nothing of it is to be sent any more
 
-	mu       sync.Mutex
-	all      bool           // there is a reason to look at all replays
-	recorded map[int64]bool // runs of which results were recorded
+	mu   sync.Mutex
+	all  bool           // there is a reason to look at all replays
+	runs map[int64]bool // those that something has happened to
 }
 
 func newReplayNews() *replayNews {
-	return &replayNews{signal: make(chan struct{}, 1), recorded: map[int64]bool{}}
+	return &replayNews{signal: make(chan struct{}, 1), runs: map[int64]bool{}}
 }
 
 // look has all replays looked at.
@@ -238,44 +262,39 @@ func (n *replayNews) look() {
 func (n *replayNews) record(run int64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.recorded[run] = true
+	n.runs[run] = true
 	wake(n.signal)
 }
 
-func (n *replayNews) take() (all bool, recorded map[int64]bool) {
+func (n *replayNews) take() (all bool, runs map[int64]bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	all, recorded = n.all, n.recorded
-	n.all, n.recorded = false, map[int64]bool{}
-	return all, recorded
+	all, runs = n.all, n.runs
+	n.all, n.runs = false, map[int64]bool{}
+	return all, runs
 }
 
-// cancel adds a run to those of which nothing is to be sent any more. Others read the map, so it is another one.
-func (n *replayNews) cancel(run int64) {
-	if n.canceled(run) {
-		return
-	}
-	runs := map[int64]bool{run: true}
-	if known := n.canceling.Load(); known != nil {
-		maps.Copy(runs, *known)
-	}
-	n.canceling.Store(&runs)
-}
-
-// canceled reports whether nothing of a run is to be sent any more.
+// canceled reports whether nothing of a run is to be sent any more. It has a run looked for of which the node doesn't know yet.
 func (n *replayNews) canceled(run int64) bool {
-	runs := n.canceling.Load()
-	return runs != nil && (*runs)[run]
+	var canceled, known bool
+	if runs := n.known.Load(); runs != nil {
+		canceled, known = (*runs)[run]
+	}
+	if !known {
+		n.record(run)
+	}
+	return canceled
 }
 
 // openReplays is what the goroutine that moves replays on remembers of them.
 type openReplays struct {
 	any     bool
+	last    int64               // Seq of the one that was moved on last
 	running map[int64]*Replay   // by run
 	others  map[int64]time.Time // by Seq: those that another node is planning, and until when they are left to it
 }
 
-// keepReplaying moves replays on: all of them now and then, and at once those of which a result was recorded. Any node may do so with any of
+// keepReplaying moves replays on: all of them now and then, and at once those that something has happened to. Any node may do so with any of
 // them: of two that do the same, the store lets one after the other, and the second finds it done.
 func (d *Dispatcher) keepReplaying(ctx context.Context) {
 	tick := time.NewTicker(replayEvery)
@@ -284,14 +303,14 @@ func (d *Dispatcher) keepReplaying(ctx context.Context) {
 	all, looked := true, time.Time{}
 	for {
 		began := time.Now()
-		asked, recorded := d.replays.take()
+		asked, runs := d.replays.take()
 		if asked {
 			clear(open.others)
 		}
-		for run := range recorded {
+		for run := range runs {
 			r := open.running[run]
-			if r == nil || d.stepReplay(ctx, r, &open) {
-				all = true // it is one that another node was asked for, or has more to do
+			if r == nil || time.Since(began) > replayRound || d.stepReplay(ctx, r, &open) {
+				all = true // it is one that the node doesn't know, or there is more to do
 			}
 		}
 		if all || asked {
@@ -316,36 +335,55 @@ func (d *Dispatcher) keepReplaying(ctx context.Context) {
 	}
 }
 
-// stepReplays makes a step of each open replay, and reports whether some have more to do at once.
+// stepReplays looks which replays are open, makes a step of each, or of those that there is time for, and reports whether there is more to do at once.
 func (d *Dispatcher) stepReplays(ctx context.Context, open *openReplays) (more bool) {
+	began := time.Now()
+	replays, err := d.openReplays(ctx)
+	if err != nil {
+		open.any = true // for all it knows
+		d.storeFailed("look for replays", err)
+		return false
+	}
+	open.any, open.running = len(replays) > 0, map[int64]*Replay{}
+	known := map[int64]bool{}
+	next := 0 // after the one that was the last
+	for i := range replays {
+		r := &replays[i]
+		known[r.Run] = r.State == ReplayCanceling
+		if r.State == ReplayRunning {
+			open.running[r.Run] = r
+		}
+		if r.Seq <= open.last {
+			next = i + 1
+		}
+	}
+	d.replays.known.Store(&known)
 	maps.DeleteFunc(open.others, func(_ int64, until time.Time) bool { return time.Now().After(until) })
-	open.any, open.running = false, map[int64]*Replay{}
-	canceling := map[int64]bool{}
+	for i := range replays {
+		if i > 0 && time.Since(began) > replayRound {
+			return true
+		}
+		r := &replays[(next+i)%len(replays)]
+		open.last = r.Seq
+		if _, ok := open.others[r.Seq]; !ok && d.stepReplay(ctx, r, open) {
+			more = true
+		}
+	}
+	return more
+}
+
+// openReplays returns all replays that have not ended.
+func (d *Dispatcher) openReplays(ctx context.Context) (replays []Replay, err error) {
 	for after := int64(0); ; {
 		page, err := d.store.OpenReplays(ctx, after, replayPage)
 		if err != nil {
-			open.any = true // for all it knows
-			d.storeFailed("look for replays", err)
-			return false
+			return nil, err
 		}
-		for i := range page {
-			r := &page[i]
-			after, open.any = r.Seq, true
-			switch r.State {
-			case ReplayCanceling:
-				canceling[r.Run] = true
-				d.replays.cancel(r.Run)
-			case ReplayRunning:
-				open.running[r.Run] = r
-			}
-			if _, ok := open.others[r.Seq]; !ok && d.stepReplay(ctx, r, open) {
-				more = true
-			}
-		}
+		replays = append(replays, page...)
 		if len(page) < replayPage {
-			d.replays.canceling.Store(&canceling)
-			return more
+			return replays, nil
 		}
+		after = page[len(page)-1].Seq
 	}
 }
 
@@ -382,7 +420,7 @@ func (d *Dispatcher) moveReplay(ctx context.Context, r *Replay) (more bool, err 
 	if err != nil || left {
 		return dropped > 0, err
 	}
-	counted, err := d.Replay(ctx, r.RepoID, r.WebhookID, r.ID)
+	counted, err := d.counted(ctx, r.RepoID, r.WebhookID, r.ID)
 	if err != nil {
 		return false, err
 	}
@@ -406,14 +444,19 @@ func (d *Dispatcher) plan(ctx context.Context, r *Replay) error {
 	if err != nil {
 		return err
 	}
+	since := r.Since
+	if kept := d.kept(d.clock.now()); kept.After(since) { // the range began to be forgotten meanwhile
+		since = kept
+	}
 	var candidates []*AcceptedEvent
-	old := 0
+	tooOld := len(page.Items) > 0
 	for i := range page.Items {
 		e := &page.Items[i]
-		if e.CreatedAt.Before(r.Since) {
-			old++
+		if e.CreatedAt.Before(since) {
+			tooOld = tooOld && e.CreatedAt.Before(since.Add(-muchOlder))
 			continue
 		}
+		tooOld = false
 		r.Examined++
 		if e.Type == EventPing || e.Test || !r.covers(e.Type) {
 			continue
@@ -436,10 +479,8 @@ func (d *Dispatcher) plan(ctx context.Context, r *Replay) error {
 			chosen = append(chosen, candidates[i])
 		}
 	}
-	// Events are numbered nearly in the order of their times: it looks on until a whole page is too old, or one that is short by much.
 	r.Before = page.Next
-	allOld := old > 0 && old == len(page.Items) && (old >= someOld || page.Items[0].CreatedAt.Before(r.Since.Add(-muchOlder)))
-	planned := page.Next == 0 || allOld
+	planned := page.Next == 0 || tooOld
 	switch {
 	case planned && r.DryRun:
 		r.State, r.EndedAt = ReplayDone, d.clock.now()

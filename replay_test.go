@@ -1,9 +1,12 @@
 package posthorn_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -31,9 +34,14 @@ func (w *world) replay(hook posthorn.Webhook, only posthorn.ReplayOnly, change f
 // dispatchMany dispatches events of the ids e0, e1 and so on.
 func (w *world) dispatchMany(n int) {
 	w.t.Helper()
+	w.dispatchAs("e", n)
+}
+
+func (w *world) dispatchAs(prefix string, n int) {
+	w.t.Helper()
 	var batch []posthorn.Event
 	for i := range n {
-		batch = append(batch, posthorn.Event{RepoID: "r1", ID: fmt.Sprint("e", i), Type: "push", Payload: json.RawMessage(`{}`)})
+		batch = append(batch, posthorn.Event{RepoID: "r1", ID: fmt.Sprint(prefix, i), Type: "push", Payload: json.RawMessage(`{}`)})
 		if len(batch) == posthorn.MaxBatch || i == n-1 {
 			if _, err := w.DispatchBatch(w.t.Context(), batch); err != nil {
 				w.t.Fatal(err)
@@ -403,110 +411,119 @@ func TestReplayOrdered(t *testing.T) {
 	})
 }
 
-// A canceled replay sends no more, neither first attempts nor retries, whatever nodes have in memory, and makes room for another one.
-func TestCancelReplay(t *testing.T) {
-	inWorld(t, posthorn.Config{KeepAllEvents: true, MaxInFlightPerWebhook: 4}, func(t *testing.T, w *world) {
-		w.dispatchMany(700)
+// Two nodes that plan the same replay find the same events: the one that comes too late is told so, and leaves it to the other one.
+func TestReplayPlannedTwice(t *testing.T) {
+	var log bytes.Buffer
+	cfg := posthorn.Config{KeepAllEvents: true, Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelError}))}
+	inWorld(t, cfg, func(t *testing.T, w *world) {
+		w.dispatchMany(3000)
 		hook := w.webhook("r1", good)
-		if _, err := w.UpdateWebhook(t.Context(), "r1", hook.ID, posthorn.WebhookPatch{RetryPolicy: new("20s,20s,20s")}); err != nil {
+		idle, err := w.CreateWebhook(t.Context(), posthorn.NewWebhook{RepoID: "r1", Events: []string{"push"}, Options: posthorn.Options{Polled: true}})
+		if err != nil {
 			t.Fatal(err)
 		}
+		w.replay(idle, posthorn.ReplayMissed, nil) // it stays open, so that all nodes look each second
+		var conflicts, others atomic.Int64
+		slow := func(_ context.Context, call string, do func() error) error {
+			if call != "UpdateReplay" {
+				return do()
+			}
+			pass(300 * time.Millisecond)
+			err := do()
+			switch {
+			case posthorn.ErrorCode(err) == posthorn.CodeConflict:
+				conflicts.Add(1)
+			case err != nil:
+				others.Add(1)
+			}
+			return err
+		}
 		b := w.another("B")
-		w.answers(func(r request) sender.Outcome {
-			pass(50 * time.Millisecond)
-			if strings.ContainsAny(r.eventID[len(r.eventID)-1:], "02468") {
-				return sender.Outcome{Status: 500}
-			}
-			return ok200
-		})
+		pass(20 * time.Second)
+		w.tamper(slow)
+		b.tamper(slow)
 		r := w.replay(hook, posthorn.ReplayAll, nil)
-		pass(time.Second)
-		_, err := w.StartReplay(t.Context(), "r1", hook.ID, posthorn.ReplayRange{Since: time.Now().Add(-time.Hour)})
-		if posthorn.ErrorCode(err) != posthorn.CodeConflict {
-			t.Errorf("a second one: %v", err)
-		}
-		pass(18 * time.Second)
-		w.answers(hang(time.Second)) // and many retries become due
-		pass(5 * time.Second)
-		canceled := time.Now()
-		answer, err := b.CancelReplay(t.Context(), "r1", hook.ID, r.ID)
-		if err != nil || answer.State != posthorn.ReplayCanceling || answer.Succeeded < 100 {
-			t.Errorf("canceling: %+v, %v", answer, err)
-		}
-		pass(10 * time.Minute)
-		before, after := 0, 0
-		for _, r := range w.seen(good) {
-			if r.at.Sub(canceled) <= 1100*time.Millisecond {
-				before++
-			} else {
-				after++
-			}
-		}
-		if before < 300 || after > 0 {
-			t.Errorf("%d requests were made before it was canceled, and %d a second later", before, after)
-		}
-		if r = w.replayed(r); r.State != posthorn.ReplayCanceled || r.EndedAt.IsZero() || r.Succeeded != answer.Succeeded {
-			t.Errorf("it is %+v", r)
-		}
-		if again, err := w.CancelReplay(t.Context(), "r1", hook.ID, r.ID); err != nil || again.State != posthorn.ReplayCanceled {
-			t.Errorf("canceling again: %+v, %v", again, err)
-		}
-		if second := w.replay(hook, posthorn.ReplayAll, nil); second.Matched != 700 {
-			t.Errorf("the next one is %+v", second)
+		pass(time.Minute)
+		w.wantReplay(w.replayed(r), posthorn.ReplayDone, 3000, 3000, 0)
+		if n := conflicts.Load(); n < 1 || n > 3 || others.Load() > 0 || log.Len() > 0 {
+			t.Errorf("%d conflicts, %d other errors: %s", n, others.Load(), log.String())
 		}
 	})
 }
 
-// One that is canceled while it is being planned ends at once.
-func TestCancelPlannedReplay(t *testing.T) {
+// Events whose times are older than their numbers say don't hide the ones before them.
+func TestReplayNumberedLate(t *testing.T) {
 	inWorld(t, posthorn.Config{KeepAllEvents: true}, func(t *testing.T, w *world) {
-		w.dispatchMany(700)
+		began := time.Now()
+		w.dispatchMany(100)
+		behind := w.node("B")
+		behind.clock = -30 * time.Second // as if it had taken that long to write them
+		behind.start()
+		t.Cleanup(behind.end)
+		behind.dispatchAs("other", 1000)
+		w.dispatch("r1", "new")
 		hook := w.webhook("r1", good)
-		var canceled time.Time
+		r := w.replay(hook, posthorn.ReplayMissed, func(of *posthorn.ReplayRange) { of.Since, of.DryRun = began, true })
+		w.wantReplay(r, posthorn.ReplayDone, 101, 0, 0)
+	})
+}
+
+// What was delivered is not sent again because the log has forgotten it, while the event is kept for another webhook.
+func TestReplayForgotten(t *testing.T) {
+	inWorld(t, posthorn.Config{Retention: 10 * time.Minute}, func(t *testing.T, w *world) {
+		hook := w.webhook("r1", good)
+		polled := posthorn.NewWebhook{RepoID: "r1", Events: []string{"push"}, Options: posthorn.Options{Polled: true}}
+		if _, err := w.CreateWebhook(t.Context(), polled); err != nil {
+			t.Fatal(err)
+		}
+		w.dispatchMany(10)
+		began := time.Now()
+		pass(75 * time.Minute)
+		for _, only := range []posthorn.ReplayOnly{posthorn.ReplayMissed, posthorn.ReplayAll} {
+			r := w.replay(hook, only, func(of *posthorn.ReplayRange) { of.Since = began.Add(-time.Hour) })
+			if !r.Since.Equal(r.CreatedAt.Add(-10 * time.Minute)) {
+				t.Errorf("it is since %v", r.Since)
+			}
+			pass(time.Minute)
+			w.wantReplay(w.replayed(r), posthorn.ReplayDone, 0, 0, 0)
+		}
+		pass(30 * time.Second) // and then it is pruned 30 s past the minute
+		w.dispatchAs("at-the-edge", 1)
+		pass(time.Second)
+		w.dispatchAs("after-it", 500) // which the first page of the planning takes up
+		pass(9*time.Minute + 50*time.Second)
 		w.tamper(func(_ context.Context, call string, do func() error) error {
-			if call == "UpdateReplay" && canceled.IsZero() { // of the planning
-				canceled = time.Now()
-				page, err := w.Replays(t.Context(), posthorn.ReplayQuery{RepoID: "r1", WebhookID: hook.ID})
-				if err == nil {
-					_, err = w.CancelReplay(t.Context(), "r1", hook.ID, page.Items[0].ID)
-				}
-				if err != nil {
-					t.Error(err)
-				}
+			if call == "UpdateReplay" {
+				pass(25 * time.Second)
 			}
 			return do()
 		})
-		r := w.replay(hook, posthorn.ReplayAll, nil)
-		pass(time.Second)
-		if r = w.replayed(r); r.State != posthorn.ReplayCanceled || r.EndedAt.Sub(canceled) > time.Second || len(w.seen("")) > 0 {
-			t.Errorf("it is %+v", r)
+		r := w.replay(hook, posthorn.ReplayMissed, nil)
+		pass(5 * time.Minute)
+		w.wantReplay(w.replayed(r), posthorn.ReplayDone, 0, 0, 0)
+		if n := len(w.seen(good)); n != 511 {
+			t.Errorf("it got %d requests", n)
+		}
+		_, err := w.StartReplay(t.Context(), "r1", hook.ID, posthorn.ReplayRange{Since: began.Add(-time.Hour), Until: began})
+		if e, ok := errors.AsType[*posthorn.Error](err); !ok || e.Field != "until" || !strings.Contains(e.Message, "no longer stored (--retention") {
+			t.Errorf("one that ends before what is stored: %v", err)
 		}
 	})
 }
 
-// Several are canceled while a third goes on: attempts ask all the time which are.
-func TestCancelSeveralReplays(t *testing.T) {
-	inWorld(t, posthorn.Config{KeepAllEvents: true}, func(t *testing.T, w *world) {
-		w.dispatchMany(300)
+// A replay ends though the host says that there is no such repo any more.
+func TestReplayOfGoneRepo(t *testing.T) {
+	var gone atomic.Bool
+	cfg := posthorn.Config{KeepAllEvents: true, RepoExists: func(context.Context, string) (bool, error) { return !gone.Load(), nil }}
+	inWorld(t, cfg, func(t *testing.T, w *world) {
+		w.dispatchMany(200)
+		hook := w.webhook("r1", good)
 		w.answers(slowly)
-		var hooks []posthorn.Webhook
-		var replays []posthorn.Replay
-		for i := range 6 {
-			hooks = append(hooks, w.webhook("r1", fmt.Sprintf("https://receiver-%d.example/", i)))
-			replays = append(replays, w.replay(hooks[i], posthorn.ReplayAll, nil))
-		}
-		for i, r := range replays[1:] {
-			if _, err := w.CancelReplay(t.Context(), "r1", hooks[i+1].ID, r.ID); err != nil {
-				t.Error(err)
-			}
-		}
+		r := w.replay(hook, posthorn.ReplayAll, nil)
+		gone.Store(true)
 		pass(time.Minute)
-		w.wantReplay(w.replayed(replays[0]), posthorn.ReplayDone, 300, 300, 0)
-		for _, r := range replays[1:] {
-			if r = w.replayed(r); r.State != posthorn.ReplayCanceled {
-				t.Errorf("one is %s", r.State)
-			}
-		}
+		gone.Store(false) // to look at it
+		w.wantReplay(w.replayed(r), posthorn.ReplayDone, 200, 200, 0)
 	})
 }
 

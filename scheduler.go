@@ -506,6 +506,7 @@ func (s *scheduler) resultRecorded(r Result) {
 		}
 	case !r.RetryAt.IsZero():
 		s.spilled(q)
+	case r.Entry.Trigger == TriggerReplay: // the replay was canceled
 	default: // the webhook is gone
 		q.failures = 0
 		s.setStanding(q, limit.Unknown)

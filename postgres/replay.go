@@ -167,9 +167,9 @@ const updateReplay = `WITH there AS MATERIALIZED (
 		INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at, node)
 		SELECT there.seq, $10, $11, 1, 'replay', there.created_at, -3 FROM there ORDER BY there.seq RETURNING 1
 	)
-	UPDATE posthorn.replays r SET version = r.version + 1, state = $3, before = $4, examined = $5, matched = $6 + (SELECT count(*) FROM waiting),
-		ended_at = $7, succeeded = $12, failed = $13
-	WHERE r.seq = $1 AND r.version = $2 AND r.ended_at IS NULL AND r.webhook = $8 RETURNING version, matched`
+	UPDATE posthorn.replays r SET version = r.version + 1, state = $2, before = $3, examined = $4, matched = $5 + (SELECT count(*) FROM waiting),
+		ended_at = $6, succeeded = $7, failed = $8
+	WHERE r.seq = $1 RETURNING version, matched`
 
 // UpdateReplay implements [posthorn.Store].
 func (s *Store) UpdateReplay(ctx context.Context, r *posthorn.Replay, events []*posthorn.AcceptedEvent) error {
@@ -180,11 +180,13 @@ func (s *Store) UpdateReplay(ctx context.Context, r *posthorn.Replay, events []*
 	}
 	err := s.write(ctx, func(ctx context.Context, t *transaction) error {
 		next = *r
+		if err := t.run(ctx, func(b *batch) { keepReplay(b, r) }); err != nil {
+			return err
+		}
 		return t.run(ctx, func(b *batch) {
-			keepWebhook(b, r)
-			b.queue(updateReplay, r.Seq, r.Version, string(r.State), r.Before, r.Examined, r.Matched, nullTime(r.EndedAt), r.WebhookSeq,
-				seqs, r.WebhookSeq, r.Run, r.Succeeded, r.Failed,
-			).QueryRow(func(row pgx.Row) error { return found(row.Scan(&next.Version, &next.Matched), errReplayChanged()) })
+			b.queue(updateReplay, r.Seq, string(r.State), r.Before, r.Examined, r.Matched, nullTime(r.EndedAt), r.Succeeded, r.Failed,
+				seqs, r.WebhookSeq, r.Run,
+			).QueryRow(func(row pgx.Row) error { return row.Scan(&next.Version, &next.Matched) })
 		})
 	})
 	if err == nil {
@@ -197,11 +199,14 @@ func errReplayChanged() error {
 	return posthorn.Errorf(posthorn.CodeConflict, "the replay has changed meanwhile")
 }
 
-// keepWebhook keeps a webhook from being deleted before the transaction's entries are there, which go with it.
-func keepWebhook(b *batch, r *posthorn.Replay) {
+// keepReplay keeps a replay from being changed by others, and its webhook from being deleted before the transaction's entries are there, which
+// go with it. Of two that free entries at the same time, the second sees what the first has freed.
+func keepReplay(b *batch, r *posthorn.Replay) {
 	one := 0
 	b.queue("SELECT 1 FROM posthorn.webhooks WHERE seq = $1 AND NOT deleted FOR SHARE", r.WebhookSeq).
 		QueryRow(func(row pgx.Row) error { return found(row.Scan(&one), errNoWebhook()) })
+	b.queue("SELECT 1 FROM posthorn.replays WHERE seq = $1 AND version = $2 AND ended_at IS NULL FOR UPDATE", r.Seq, r.Version).
+		QueryRow(func(row pgx.Row) error { return found(row.Scan(&one), errReplayChanged()) })
 }
 
 // Whether there are entries of a replay that were let go, and whether there are any at all.
@@ -235,11 +240,7 @@ func (s *Store) FreeReplayed(ctx context.Context, r *posthorn.Replay, limit post
 	err = s.write(ctx, func(ctx context.Context, t *transaction) error {
 		freed = 0
 		err := t.run(ctx, func(b *batch) {
-			keepWebhook(b, r)
-			one := 0
-			// Of two that free at the same time, the second sees what the first has freed.
-			b.queue("SELECT 1 FROM posthorn.replays WHERE seq = $1 AND version = $2 AND ended_at IS NULL FOR UPDATE", r.Seq, r.Version).
-				QueryRow(func(row pgx.Row) error { return found(row.Scan(&one), errReplayChanged()) })
+			keepReplay(b, r)
 			look(b)
 		})
 		if err != nil || room <= 0 {

@@ -201,8 +201,8 @@ func (s *Store) UpdateReplay(ctx context.Context, r *posthorn.Replay, events []*
 	err := s.write(ctx, func(c *sqlite.Conn) error {
 		next = *r
 		next.Version++
-		if _, ok, err := findWebhook(c, r.WebhookSeq); err != nil || !ok {
-			return orNot(err, errNoWebhook())
+		if err := sameReplay(c, r); err != nil {
+			return err
 		}
 		for _, e := range events {
 			n, err := queryInt(c, "SELECT count(*) FROM posthorn_events WHERE seq = ?", e.Seq)
@@ -218,18 +218,25 @@ func (s *Store) UpdateReplay(ctx context.Context, r *posthorn.Replay, events []*
 				return err
 			}
 		}
-		err := exec(c, `UPDATE posthorn_replays SET version = ?, state = ?, before = ?, examined = ?, matched = ?, succeeded = ?, failed = ?, ended_at = ?
-			WHERE seq = ? AND version = ? AND ended_at = 0`,
-			next.Version, string(r.State), r.Before, r.Examined, next.Matched, r.Succeeded, r.Failed, r.EndedAt, r.Seq, r.Version)
-		if err == nil && c.Changes() == 0 {
-			return errReplayChanged()
-		}
-		return err
+		return exec(c, `UPDATE posthorn_replays SET version = ?, state = ?, before = ?, examined = ?, matched = ?, succeeded = ?, failed = ?, ended_at = ?
+			WHERE seq = ?`, next.Version, string(r.State), r.Before, r.Examined, next.Matched, r.Succeeded, r.Failed, r.EndedAt, r.Seq)
 	})
 	if err == nil {
 		*r = next
 	}
 	return err
+}
+
+// sameReplay returns an error if a replay has changed or ended, or its webhook is gone.
+func sameReplay(c *sqlite.Conn, r *posthorn.Replay) error {
+	if _, ok, err := findWebhook(c, r.WebhookSeq); err != nil || !ok {
+		return orNot(err, errNoWebhook())
+	}
+	same, err := queryRow(c, func(*sqlite.Stmt) {}, "SELECT 1 FROM posthorn_replays WHERE seq = ? AND version = ? AND ended_at = 0", r.Seq, r.Version)
+	if err != nil || !same {
+		return orNot(err, errReplayChanged())
+	}
+	return nil
 }
 
 func errReplayChanged() error {
@@ -285,12 +292,8 @@ func (s *Store) FreeReplayed(ctx context.Context, r *posthorn.Replay, limit post
 	}
 	err = s.write(ctx, func(c *sqlite.Conn) error {
 		freed = 0
-		if _, ok, err := findWebhook(c, r.WebhookSeq); err != nil || !ok {
-			return orNot(err, errNoWebhook())
-		}
-		same, err := queryRow(c, func(*sqlite.Stmt) {}, "SELECT 1 FROM posthorn_replays WHERE seq = ? AND version = ? AND ended_at = 0", r.Seq, r.Version)
-		if err != nil || !same {
-			return orNot(err, errReplayChanged())
+		if err := sameReplay(c, r); err != nil {
+			return err
 		}
 		for _, e := range found {
 			err := exec(c, "UPDATE posthorn_queue SET lane = ?, due_at = ? WHERE webhook = ? AND lane = ? AND due_at = ? AND event = ? AND run = ?",

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -108,7 +109,11 @@ func (c *startReplayCmd) Run() error {
 		}
 		if r.ended() {
 			err := c.print(answer, r.show)
-			if err == nil && r.Failed > 0 {
+			switch {
+			case err != nil:
+			case r.State == "canceled":
+				err = errors.New("the replay was canceled")
+			case r.Failed > 0:
 				err = fmt.Errorf("%d of %d events could not be delivered", r.Failed, r.Matched)
 			}
 			return err

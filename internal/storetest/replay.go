@@ -181,7 +181,8 @@ func testReplayed(s *suite) {
 	s.equal("how many matched", r.Matched, int64(5))
 	stale := *r
 	stale.Version--
-	s.wantCode(s.UpdateReplay(s.Context(), &stale, []*posthorn.AcceptedEvent{s.event()}), posthorn.CodeConflict)
+	s.wantCode(s.UpdateReplay(s.Context(), &stale, []*posthorn.AcceptedEvent{events[0], events[1]}), posthorn.CodeConflict)
+	s.equal("replays after one that came too late", s.replays(posthorn.ReplayQuery{RepoID: repo, WebhookID: w.ID}), []posthorn.Replay{*r})
 	_, _, err := s.FreeReplayed(s.Context(), &stale, posthorn.ReplayLimit{Now: start, Untried: 1})
 	s.wantCode(err, posthorn.CodeConflict)
 
