@@ -92,6 +92,7 @@ func TestSendTest(t *testing.T) {
 				_, err := w.SendTest(t.Context(), "r1", hook.ID, "issue", json.RawMessage(`{}`))
 				return err
 			},
+			"unknown": func() error { _, err := w.SendTest(t.Context(), "r1", hook.ID, "issue", nil); return err },
 			"payload": func() error { _, err := w.SendTest(t.Context(), "r1", hook.ID, "tag", nil); return err },
 			"schema": func() error {
 				_, err := w.SendTest(t.Context(), "r1", hook.ID, "push", json.RawMessage(`{}`))

@@ -219,7 +219,7 @@ func (d *Dispatcher) SendTest(ctx context.Context, repoID, webhookID, eventType 
 	if err != nil {
 		return Receipt{}, err
 	}
-	if payload == nil {
+	if payload == nil && d.knows(eventType) {
 		if payload, err = d.example(eventType); err != nil {
 			return Receipt{}, err
 		}

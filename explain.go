@@ -32,6 +32,7 @@ const (
 	EventNotSubscribed EventState = "not_subscribed" // to the event's type
 	EventFiltered      EventState = "filtered"       // the webhook's filter isn't true for it
 	EventMissed        EventState = "missed"         // the webhook was inactive, or didn't want it then
+	EventForgotten     EventState = "forgotten"      // it is older than the retention: if there were deliveries, they are no longer in the log
 )
 
 // Explain says for one webhook of the event's repo, or with an empty webhookID for the first 200, what has become of the event. The log
@@ -85,11 +86,20 @@ func (d *Dispatcher) explain(ctx context.Context, event *AcceptedEvent, w *Webho
 		last = delivery
 		x.Attempts, x.LastID, x.NextAttemptAt = attempt, delivery.ID, delivery.NextAttemptAt
 	}
+	outcome := outcomes[0]
+	forgotten := event.CreatedAt.Before(d.kept(d.clock.now()))
 	switch {
 	case x.Attempts > 0:
 		x.State, x.Reason = w.explainAttempts(&last)
-	case outcomes[0].Queued:
-		x.State, x.Reason = w.explainQueued()
+		if x.State == EventFailed && outcome.Queued {
+			x.State, x.Reason = EventRetrying, x.Reason+"; a redelivery or a replay is to send it again"
+		}
+	case outcome.Queued:
+		x.State, x.Reason = w.explainQueued(outcome.Attempts > 0 || forgotten)
+	case outcome.Attempts > 0:
+		x.State, x.Reason = EventFailed, "the attempts of a redelivery or a replay, or those that are still in the log, have failed"
+	case forgotten:
+		x.State, x.Reason = EventForgotten, "it is older than the retention (--retention, Config.Retention): what deliveries there may have been is no longer in the log"
 	default:
 		if x.State, x.Reason, err = d.explainNone(event, w); err != nil {
 			return x, err
@@ -98,7 +108,7 @@ func (d *Dispatcher) explain(ctx context.Context, event *AcceptedEvent, w *Webho
 			x.Reason += fmt.Sprintf(" (as the webhook is now; it was changed after the event, at %s)", w.UpdatedAt.Format(time.RFC3339))
 		}
 	}
-	if outcomes[0].Delivered && x.State != EventDelivered {
+	if outcome.Delivered && x.State != EventDelivered {
 		x.State, x.Reason = EventDelivered, "it was delivered by a redelivery or a replay; without these: "+x.Reason
 	}
 	return x, nil
@@ -121,13 +131,15 @@ func (w *Webhook) explainAttempts(last *Delivery) (state EventState, reason stri
 	return EventRetrying, fmt.Sprintf("attempt %d failed: %s", last.Attempt, answer)
 }
 
-// explainQueued is for an event that is still to be sent for the first time.
-func (w *Webhook) explainQueued() (state EventState, reason string) {
+// explainQueued is for an event that is still to be sent, for the first time or again.
+func (w *Webhook) explainQueued(again bool) (state EventState, reason string) {
 	switch {
 	case !w.Active:
 		return EventPaused, "the webhook is not active" + w.whyInactive() + ": the event is kept until it is"
 	case w.Polled:
 		return EventWaiting, "the receiver has yet to poll and acknowledge it"
+	case again:
+		return EventRetrying, "another attempt is yet to be made, of a redelivery or a replay, or after some that are no longer in the log"
 	}
 	return EventWaiting, "the first attempt is yet to be made"
 }

@@ -119,3 +119,55 @@ func TestExplain(t *testing.T) {
 		}
 	})
 }
+
+// What is sent again, and what the log has forgotten, is told apart from what is sent for the first time.
+func TestExplainLater(t *testing.T) {
+	inWorld(t, posthorn.Config{KeepAllEvents: true, Retention: time.Hour}, func(t *testing.T, w *world) {
+		want := func(event string, hook posthorn.Webhook, state posthorn.EventState, reason string) {
+			t.Helper()
+			x, err := w.Explain(t.Context(), "r1", event, hook.ID)
+			if err != nil || x[0].State != state || !strings.Contains(x[0].Reason, reason) {
+				t.Errorf("%s: %+v, %v; want %s, %s", event, x, err, state, reason)
+			}
+		}
+		create := func(url string, o posthorn.Options) posthorn.Webhook {
+			t.Helper()
+			n := posthorn.NewWebhook{RepoID: "r1", URL: url, Events: []string{"push"}, Options: o}
+			if o.Polled {
+				n.URL = ""
+			}
+			hook, err := w.CreateWebhook(t.Context(), n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return hook
+		}
+		w.answers(func(request) sender.Outcome { return sender.Outcome{Status: 500} })
+		w.dispatch("r1", "early")
+		pass(time.Second)
+		hook := create(good, posthorn.Options{RetryPolicy: "none"})
+		want("early", hook, posthorn.EventBefore, "made after the event")
+		w.replay(hook, posthorn.ReplayMissed, nil)
+		pass(time.Second)
+		want("early", hook, posthorn.EventFailed, "a redelivery or a replay")
+
+		w.dispatch("r1", "failed")
+		pass(time.Second)
+		want("failed", hook, posthorn.EventFailed, "attempt 1 was the last")
+		w.answers(hang(10 * time.Second))
+		w.replay(hook, posthorn.ReplayFailed, nil)
+		pass(time.Second)
+		want("early", hook, posthorn.EventRetrying, "another attempt is yet to be made, of a redelivery or a replay")
+		want("failed", hook, posthorn.EventRetrying, "attempt 1 was the last: the receiver answered 500; a redelivery or a replay is to send it again")
+		pass(time.Minute)
+
+		w.answers(func(request) sender.Outcome { return sender.Outcome{Status: 500} })
+		slow := create(bad, posthorn.Options{RetryPolicy: "50m,50m,50m"})
+		polled := create("", posthorn.Options{Polled: true})
+		w.dispatch("r1", "old")
+		pass(130 * time.Minute)
+		want("old", slow, posthorn.EventRetrying, "after some that are no longer in the log")
+		want("old", polled, posthorn.EventWaiting, "the receiver has yet to poll")
+		want("old", hook, posthorn.EventForgotten, "older than the retention (--retention")
+	})
+}

@@ -100,7 +100,7 @@ type listDeliveriesInput struct {
 // explanationJSON says why a webhook got an event or didn't.
 type explanationJSON struct {
 	WebhookID      string  `json:"webhookId"`
-	State          string  `json:"state" enum:"delivered,failed,retrying,paused,waiting,before,not_subscribed,filtered,missed"`
+	State          string  `json:"state" enum:"delivered,failed,retrying,paused,waiting,before,not_subscribed,filtered,missed,forgotten"`
 	Reason         string  `json:"reason" doc:"The same in words"`
 	Attempts       int     `json:"attempts" doc:"How many were made, as far as the log still has them, without redeliveries"`
 	LastDeliveryID *string `json:"lastDeliveryId" doc:"The last of them; null if there was none"`

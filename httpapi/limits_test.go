@@ -70,6 +70,7 @@ func TestEventRates(t *testing.T) {
 func TestEventRatesOverHTTP(t *testing.T) {
 	api := startAPI(t, posthorn.Config{})
 	api.rates.perRepo = 3
+	hook := api.webhook(`{"url":"https://example.com/","events":["push"]}`)
 	// What is not accepted, or was before, costs nothing.
 	for range 10 {
 		api.do("POST", "/api/v1/repos/r1/events", `{"eventType":"nonsense","payload":1}`).problem(http.StatusUnprocessableEntity, "", "eventType")
@@ -77,15 +78,30 @@ func TestEventRatesOverHTTP(t *testing.T) {
 	const batch = `{"events":[{"eventType":"push","payload":1},{"eventType":"push","payload":2}]}`
 	api.do("POST", "/api/v1/repos/r1/events:batch", batch).ok(http.StatusAccepted)
 	api.do("POST", "/api/v1/repos/r1/events:batch", batch).ok(http.StatusAccepted) // one was left, and one is borrowed
-	for path, body := range map[string]string{"/api/v1/repos/r1/events:batch": batch, "/api/v1/repos/r1/events": `{"eventType":"push","payload":1}`} {
+	const event = `{"eventType":"push","payload":1}`
+	for path, body := range map[string]string{
+		"/api/v1/repos/r1/events:batch": batch, "/api/v1/repos/r1/events": event, hook + "/ping": "", hook + "/test": event,
+	} {
 		a := api.do("POST", path, body)
 		a.problem(http.StatusTooManyRequests, "--max-events-per-second-per-repo", "")
 		if a.header.Get("Retry-After") != "1" {
 			t.Errorf("Retry-After %q", a.header.Get("Retry-After"))
 		}
 	}
-	api.do("POST", "/api/v1/repos/r2/events", `{"eventType":"push","payload":1}`).ok(http.StatusAccepted)
+	api.do("POST", "/api/v1/repos/r2/events", event).ok(http.StatusAccepted)
 	api.do("GET", "/api/v1/repos/r1/webhooks", "").ok(http.StatusOK)
+}
+
+// Pings and tests are events, too.
+func TestEventRatesByHand(t *testing.T) {
+	api := startAPI(t, posthorn.Config{})
+	api.rates.perRepo = 3
+	hook := api.webhook(`{"url":"https://example.com/","events":["push"]}`)
+	const event = `{"eventType":"push","payload":1}`
+	for _, path := range []string{"/ping", "/test", "/ping"} {
+		api.do("POST", hook+path, event).ok(http.StatusAccepted)
+	}
+	api.do("POST", "/api/v1/repos/r1/events", event).problem(http.StatusTooManyRequests, "--max-events-per-second-per-repo", "")
 }
 
 // When as many requests are under way as may be, others are told so, and whoever asks for the server's health is not.

@@ -371,10 +371,20 @@ func (s *server) checkURL(ctx context.Context, in *checkURLInput) (*output[urlCh
 }
 
 func (s *server) pingWebhook(ctx context.Context, in *webhookInput) (*output[receiptJSON], error) {
-	receipt, err := s.dispatcher.Ping(ctx, in.RepoID, in.WebhookID)
+	return s.sendByHand(ctx, in.RepoID, func() (posthorn.Receipt, error) { return s.dispatcher.Ping(ctx, in.RepoID, in.WebhookID) })
+}
+
+// sendByHand sends an event that counts as one that was posted.
+func (s *server) sendByHand(ctx context.Context, repoID string, send func() (posthorn.Receipt, error)) (*output[receiptJSON], error) {
+	now, actor := time.Now(), posthorn.ActorOf(ctx)
+	if err := s.rates.check(now, actor, repoID); err != nil {
+		return nil, err
+	}
+	receipt, err := send()
 	if err != nil {
 		return nil, err
 	}
+	s.rates.charge(now, actor, repoID, 1)
 	return &output[receiptJSON]{receiptJSON{receipt.EventID, receipt.Deliveries}}, nil
 }
 
@@ -383,11 +393,9 @@ func (s *server) testWebhook(ctx context.Context, in *testWebhookInput) (*output
 	if in.body.Payload != nil {
 		payload = in.body.Payload
 	}
-	receipt, err := s.dispatcher.SendTest(ctx, in.RepoID, in.WebhookID, in.body.EventType, payload)
-	if err != nil {
-		return nil, err
-	}
-	return &output[receiptJSON]{receiptJSON{receipt.EventID, receipt.Deliveries}}, nil
+	return s.sendByHand(ctx, in.RepoID, func() (posthorn.Receipt, error) {
+		return s.dispatcher.SendTest(ctx, in.RepoID, in.WebhookID, in.body.EventType, payload)
+	})
 }
 
 // showAll shows the items of a page. It never returns nil, which would be null.
