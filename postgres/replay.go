@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -209,28 +210,98 @@ func keepReplay(b *batch, r *posthorn.Replay) {
 		QueryRow(func(row pgx.Row) error { return found(row.Scan(&one), errReplayChanged()) })
 }
 
-// Whether there are entries of a replay that were let go, and whether there are any at all.
-const (
-	letGo     = "EXISTS (SELECT FROM posthorn.queue q WHERE q.run = $1 AND q.trigger = 'replay' AND coalesce(q.node, 0) <> -3)"
-	isWaiting = "EXISTS (SELECT FROM posthorn.queue q WHERE q.run = $1 AND q.node = -3)"
-)
+// While some session keeps a transaction open, what a replay has let go and done with can't be removed from its indexes, and each look would
+// walk past more of it than the one before. So the store remembers from which events on to look. Entries are let go in the order of their
+// events and none is added meanwhile, so there is nothing before these; all the same it is looked at from the beginning after a while, and before
+// it is said that there is nothing left.
 
-// replayRoom is how many entries of a replay may be let go, and whether there are any at all.
-const replayRoom = `SELECT CASE WHEN $3 AND ` + letGo + ` OR NOT ` + isWaiting + ` THEN 0 ELSE $2::bigint - (SELECT count(*) FROM (
-		SELECT FROM posthorn.queue q WHERE q.run = $1 AND q.trigger = 'replay' AND q.attempt = 1 AND coalesce(q.node, 0) <> -3 LIMIT $2) q) END,
-	` + letGo + ` OR ` + isWaiting
+// replayedFrom is from which events on a replay has entries that were let go and not tried, and such that wait.
+type replayedFrom struct {
+	untried, waiting int64
+	whole            time.Time // when it was last looked at from the beginning
+}
+
+type replayed struct {
+	mu    sync.Mutex
+	byRun map[int64]replayedFrom
+}
+
+// maxReplayed is of how many replays it is remembered.
+const maxReplayed = 1024
+
+func (r *replayed) from(run int64, now time.Time) replayedFrom {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if from := r.byRun[run]; now.Sub(from.whole) < wholeEvery {
+		return from
+	}
+	return replayedFrom{whole: now}
+}
+
+func (r *replayed) set(run int64, from replayedFrom) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.byRun == nil {
+		r.byRun = map[int64]replayedFrom{}
+	}
+	if _, ok := r.byRun[run]; !ok && len(r.byRun) >= maxReplayed {
+		for other := range r.byRun { // any
+			delete(r.byRun, other)
+			break
+		}
+	}
+	r.byRun[run] = from
+}
+
+// replayLook says of a replay how many of its entries were let go and not tried, from which event on, the first event that waits, and if there are
+// none of these, or none of the first ones and $5, whether some are to be tried again.
+const replayLook = `WITH untried AS MATERIALIZED (
+		SELECT q.event FROM posthorn.queue q
+		WHERE q.run = $1 AND q.trigger = 'replay' AND coalesce(q.node, 0) <> -3 AND q.attempt = 1 AND q.event >= $2 ORDER BY q.event LIMIT $4
+	), waiting AS MATERIALIZED (
+		SELECT q.event FROM posthorn.queue q WHERE q.run = $1 AND q.node = -3 AND q.event >= $3 ORDER BY q.event LIMIT 1
+	), found AS (
+		SELECT (SELECT count(*) FROM untried) untried, (SELECT min(event) FROM untried) first_untried, (SELECT event FROM waiting) first_waiting
+	)
+	SELECT untried, first_untried, first_waiting, CASE WHEN untried = 0 AND ($5 OR first_waiting IS NULL) THEN
+		EXISTS (SELECT FROM posthorn.queue q WHERE q.run = $1 AND q.trigger = 'replay' AND coalesce(q.node, 0) <> -3 AND q.attempt > 1)
+		ELSE false END FROM found`
+
+// replayEntries is what a look at the entries of a replay has found.
+type replayEntries struct {
+	from    replayedFrom
+	untried int  // at most as many as were asked for
+	waiting bool // some
+	retried bool // some, if that was asked for
+}
+
+func (e *replayEntries) left() bool { return e.untried > 0 || e.waiting || e.retried }
+
+// look looks at the entries of a replay from e.from on, and moves that on.
+func (e *replayEntries) look(b *batch, r *posthorn.Replay, limit posthorn.ReplayLimit) {
+	b.queue(replayLook, r.Run, e.from.untried, e.from.waiting, limit.Untried, limit.Alone).QueryRow(func(row pgx.Row) error {
+		var untried, waiting *int64
+		if err := row.Scan(&e.untried, &untried, &waiting, &e.retried); err != nil {
+			return err
+		}
+		if e.waiting = waiting != nil; e.waiting {
+			e.from.waiting = *waiting
+		}
+		if e.from.untried = e.from.waiting; untried != nil {
+			e.from.untried = *untried
+		}
+		return nil
+	})
+}
 
 const freeReplayed = `UPDATE posthorn.queue SET node = $3, due_at = $4
-	WHERE ctid = ANY (ARRAY(SELECT ctid FROM posthorn.queue WHERE run = $1 AND node = -3 ORDER BY event LIMIT $2 FOR UPDATE))`
+	WHERE ctid = ANY (ARRAY(SELECT ctid FROM posthorn.queue WHERE run = $1 AND node = -3 AND event >= $5 ORDER BY event LIMIT $2 FOR UPDATE))`
 
 // FreeReplayed implements [posthorn.Store]. Mostly there is nothing to free, and nothing is locked then.
 func (s *Store) FreeReplayed(ctx context.Context, r *posthorn.Replay, limit posthorn.ReplayLimit) (freed int, left bool, err error) {
-	room := 0
-	look := func(b *batch) {
-		b.queue(replayRoom, r.Run, limit.Untried, limit.Alone).QueryRow(func(row pgx.Row) error { return row.Scan(&room, &left) })
-	}
-	if err := s.get(ctx, look); err != nil || room <= 0 {
-		return 0, left, err
+	found, err := s.lookReplayed(ctx, r, limit)
+	if err != nil || found.room(limit) == 0 {
+		return 0, found.left(), err
 	}
 	var node *int64
 	if limit.Held {
@@ -239,25 +310,51 @@ func (s *Store) FreeReplayed(ctx context.Context, r *posthorn.Replay, limit post
 	}
 	err = s.write(ctx, func(ctx context.Context, t *transaction) error {
 		freed = 0
+		again := replayEntries{from: found.from}
 		err := t.run(ctx, func(b *batch) {
 			keepReplay(b, r)
-			look(b)
+			again.look(b, r, limit)
 		})
-		if err != nil || room <= 0 {
+		if err != nil || again.room(limit) == 0 {
 			return err
 		}
 		return t.run(ctx, func(b *batch) {
-			b.queue(freeReplayed, r.Run, room, node, micros(limit.Now)).Exec(rowsAffected(&freed))
+			b.queue(freeReplayed, r.Run, again.room(limit), node, micros(limit.Now), again.from.waiting).Exec(rowsAffected(&freed))
 		})
 	})
 	if freed > 0 {
 		s.lanes.freed(r.WebhookSeq, limit.Now)
 	}
-	return freed, left, err
+	return freed, true, err
+}
+
+// room is how many more entries may be let go; none, if none waits.
+func (e *replayEntries) room(limit posthorn.ReplayLimit) int {
+	if !e.waiting || limit.Alone && (e.untried > 0 || e.retried) {
+		return 0
+	}
+	return limit.Untried - e.untried
+}
+
+// lookReplayed looks at the entries of a replay, and remembers from where on to do so the next time.
+func (s *Store) lookReplayed(ctx context.Context, r *posthorn.Replay, limit posthorn.ReplayLimit) (found replayEntries, err error) {
+	now := time.Now()
+	from := s.replayed.from(r.Run, now)
+	for {
+		found = replayEntries{from: from}
+		if err := s.get(ctx, func(b *batch) { found.look(b, r, limit) }); err != nil {
+			return replayEntries{}, err
+		}
+		if found.left() || from.untried == 0 && from.waiting == 0 {
+			s.replayed.set(r.Run, found.from)
+			return found, nil
+		}
+		from = replayedFrom{whole: now}
+	}
 }
 
 const dropReplayed = `WITH page AS MATERIALIZED (
-		SELECT * FROM (SELECT ctid AS place FROM posthorn.queue WHERE run = $1 AND node = -3 LIMIT $2 FOR UPDATE SKIP LOCKED) waiting
+		SELECT * FROM (SELECT ctid AS place FROM posthorn.queue WHERE run = $1 AND node = -3 AND event >= $3 ORDER BY event LIMIT $2 FOR UPDATE SKIP LOCKED) waiting
 		UNION ALL
 		SELECT * FROM (SELECT ctid AS place FROM posthorn.queue WHERE run = $1 AND trigger = 'replay' AND coalesce(node, 0) <> -3
 			AND coalesce(node, 0) <= 0 LIMIT $2 FOR UPDATE SKIP LOCKED) free
@@ -268,13 +365,17 @@ const dropReplayed = `WITH page AS MATERIALIZED (
 
 // DropReplayed implements [posthorn.Store].
 func (s *Store) DropReplayed(ctx context.Context, r *posthorn.Replay, limit int) (dropped int, left bool, err error) {
+	from := s.replayed.from(r.Run, time.Now())
 	err = s.write(ctx, func(ctx context.Context, t *transaction) error {
 		return t.run(ctx, func(b *batch) {
-			b.queue(dropReplayed, r.Run, limit).QueryRow(func(row pgx.Row) error { return row.Scan(&dropped) })
-			b.queue("SELECT "+letGo+" OR "+isWaiting, r.Run).QueryRow(func(row pgx.Row) error { return row.Scan(&left) })
+			b.queue(dropReplayed, r.Run, limit, from.waiting).QueryRow(func(row pgx.Row) error { return row.Scan(&dropped) })
 		})
 	})
-	return dropped, left, err
+	if err != nil {
+		return 0, false, err
+	}
+	found, err := s.lookReplayed(ctx, r, posthorn.ReplayLimit{Untried: 1})
+	return dropped, found.left(), err
 }
 
 // pruneReplays removes replays that have ended.

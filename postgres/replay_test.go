@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/musehub/posthorn"
@@ -52,5 +53,72 @@ func TestReplayOfWebhookBeingDeleted(t *testing.T) {
 				t.Errorf("%d entries wait, want the one that was there before", n)
 			}
 		})
+	}
+}
+
+// TestReplayBesideLongTransaction has a replay, half of whose entries are done, beside a session that keeps a transaction open: what is gone stays in
+// the indexes, and is not walked past again and again.
+func TestReplayBesideLongTransaction(t *testing.T) {
+	s := open(t, pgtest.URL(t))
+	w := newWebhook(t, s)
+	r := &posthorn.Replay{ID: "replay", RepoID: w.RepoID, WebhookID: w.ID, CreatedAt: start, State: posthorn.ReplayRunning}
+	if err := s.CreateReplay(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	const all, atOnce = 20_000, 1000
+	execute(t, s, `INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at, node)
+		SELECT g, $1, $3, 1, 'replay', $2, -3 FROM generate_series(1, $4::bigint) g`, w.Seq, start, r.Run, all)
+	if _, err := begin(t, s, pgx.RepeatableRead).Exec(t.Context(), "SELECT FROM pg_class"); err != nil {
+		t.Fatal(err)
+	}
+	limit := posthorn.ReplayLimit{Now: start, Untried: atOnce}
+	looks := func(from replayedFrom) int {
+		return buffers(t, s, replayLook, []any{r.Run, from.untried, from.waiting, 1, false})
+	}
+	for done := 0; done < all/2; done += atOnce {
+		if freed, left, err := s.FreeReplayed(t.Context(), r, limit); freed != atOnce || !left || err != nil {
+			t.Fatalf("%d were freed, some are left: %v, %v", freed, left, err)
+		}
+		if freed, left, err := s.FreeReplayed(t.Context(), r, limit); freed != 0 || !left || err != nil {
+			t.Fatalf("%d more were freed, some are left: %v, %v", freed, left, err)
+		}
+		execute(t, s, "DELETE FROM posthorn.queue WHERE node IS NULL")
+	}
+	if remembered, whole := looks(s.replayed.from(r.Run, time.Now())), looks(replayedFrom{}); remembered*5 > whole {
+		t.Errorf("a look reads %d pages, and one from the beginning %d", remembered, whole)
+	}
+	dropped := 0
+	for left := true; left; {
+		var n int
+		var err error
+		if n, left, err = s.DropReplayed(t.Context(), r, atOnce); err != nil || n == 0 {
+			t.Fatalf("%d were dropped, %v", n, err)
+		}
+		dropped += n
+		if from := s.replayed.from(r.Run, time.Now()); left && from.waiting != int64(all/2+dropped+1) {
+			t.Errorf("after %d were dropped it looks from %+v", dropped, from)
+		}
+	}
+	if dropped != all/2 {
+		t.Errorf("%d were dropped", dropped)
+	}
+}
+
+// TestReplayLooksFromTheBeginning has an entry where none is looked for any more: it is found before it is said that nothing is left.
+func TestReplayLooksFromTheBeginning(t *testing.T) {
+	s := open(t, pgtest.URL(t))
+	w := newWebhook(t, s)
+	r := &posthorn.Replay{ID: "replay", RepoID: w.RepoID, WebhookID: w.ID, CreatedAt: start, State: posthorn.ReplayRunning}
+	if err := s.CreateReplay(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	execute(t, s, `INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at, node) VALUES (7, $1, $3, 1, 'replay', $2, -3)`, w.Seq, start, r.Run)
+	s.replayed.set(r.Run, replayedFrom{untried: 1000, waiting: 1000, whole: time.Now().Add(time.Hour)})
+	if freed, left, err := s.FreeReplayed(t.Context(), r, posthorn.ReplayLimit{Now: start, Untried: 64}); freed != 1 || !left || err != nil {
+		t.Fatalf("%d were freed, some are left: %v, %v", freed, left, err)
+	}
+	execute(t, s, "DELETE FROM posthorn.queue")
+	if freed, left, err := s.FreeReplayed(t.Context(), r, posthorn.ReplayLimit{Now: start, Untried: 64}); freed != 0 || left || err != nil {
+		t.Fatalf("%d were freed, some are left: %v, %v", freed, left, err)
 	}
 }

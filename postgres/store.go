@@ -83,6 +83,7 @@ type Store struct {
 
 	partitions partitions
 	lanes      lanes
+	replayed   replayed
 
 	timeout time.Duration   // callTimeout, but in tests
 	closed  context.Context // ends when the store is closed

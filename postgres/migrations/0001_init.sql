@@ -99,7 +99,7 @@ CREATE INDEX queue_unplaced ON queue (webhook) WHERE node = -1;
 CREATE INDEX queue_held ON queue (webhook, due_at, event, run) WHERE node = -2;
 -- Of each replay, the entries that wait, and those that were let go.
 CREATE INDEX queue_waiting ON queue (run, event) WHERE node = -3;
-CREATE INDEX queue_replayed ON queue (run, attempt) WHERE trigger = 'replay' AND coalesce(node, 0) <> -3;
+CREATE INDEX queue_replayed ON queue (run, attempt, event) WHERE trigger = 'replay' AND coalesce(node, 0) <> -3;
 
 -- The log: one partition for each day of the events, which their deliveries' ids begin with. So the id alone can be the key,
 -- which makes recording a delivery twice harmless, and a day goes at once. There is no default partition: rows in it would be
