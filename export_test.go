@@ -37,6 +37,18 @@ func (d *Dispatcher) Cached() (webhooks, bytes int) {
 	return webhooks, bytes
 }
 
+// Loading is for how many stripes it is noted how webhooks are, because one of their repos is being loaded.
+func (d *Dispatcher) Loading() (n int) {
+	d.subscriptions.mu.Lock()
+	defer d.subscriptions.mu.Unlock()
+	for i := range d.subscriptions.stripes {
+		if d.subscriptions.stripes[i].noted != nil {
+			n++
+		}
+	}
+	return n
+}
+
 var MarshalPayload = marshalPayload
 
 var (

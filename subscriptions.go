@@ -256,17 +256,18 @@ func (s *subscriptions) of(ctx context.Context, repoID string) (*subscribers, er
 		subs.bySeq[w.Seq] = t
 		return nil
 	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	noted := stripe.noted
+	stripe.noted = nil
 	if err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for seq, health := range stripe.noted {
+	for seq, health := range noted {
 		if t := subs.bySeq[seq]; t != nil {
 			t.health.Store(health)
 		}
 	}
-	stripe.noted = nil
 	if stripe.changes.Load() != changes {
 		return subs, nil // good for who asked before the change, and for nobody else
 	}

@@ -77,3 +77,24 @@ func TestSlowLoad(t *testing.T) {
 		}
 	})
 }
+
+// How webhooks are is noted while a repo is loaded, and no longer, even if the load fails.
+func TestFailedLoad(t *testing.T) {
+	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
+		w.webhook("r1", good)
+		noting := 0
+		w.tamper(func(_ context.Context, call string, do func() error) error {
+			if call == "Webhooks" {
+				noting = w.Loading()
+				return errors.New("the store fails")
+			}
+			return do()
+		})
+		if _, err := w.Dispatch(t.Context(), posthorn.Event{RepoID: "r1", Type: "push", Payload: "x"}); err == nil || noting != 1 {
+			t.Errorf("the load did not fail (%v), or nothing was noted: this test shows nothing", err)
+		}
+		if n := w.Loading(); n != 0 {
+			t.Errorf("it is still noted for %d stripes", n)
+		}
+	})
+}
