@@ -76,5 +76,22 @@ func (d *Dispatcher) Waiting() int {
 	return len(d.commits.results)
 }
 
+// Kept returns how many bytes that only attempts need are in the targets of the results that wait to be committed.
+func (d *Dispatcher) Kept() (bytes int) {
+	d.commits.mu.Lock()
+	defer d.commits.mu.Unlock()
+	for _, r := range d.commits.results {
+		t := r.target
+		if t == nil {
+			continue
+		}
+		bytes += t.size() + len(t.tls.RootCAs) + len(t.tls.Certificate) + len(t.tls.Key)
+		for name, values := range t.headers {
+			bytes += len(name) + len(values[0])
+		}
+	}
+	return bytes
+}
+
 // Notified is what a Notifier calls.
 func (d *Dispatcher) Notified(n Notification) { d.notified(n) }

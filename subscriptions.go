@@ -211,7 +211,18 @@ func (f flow) interval() time.Duration {
 // use is a target that a request is being made with.
 type use struct {
 	*target
+	once    bool        // the target was read for this request: it is large, and the cache has an outline of it
 	revoked atomic.Bool // the webhook was changed or deleted since
+}
+
+// observed is the target for the result of the request. Thousands of results may wait to be recorded, so what is large is not in it.
+func (u *use) observed() *target {
+	if !u.once {
+		return u.target
+	}
+	t := &target{flow: u.flow, Webhook: Webhook{Seq: u.Seq, ID: u.ID, RepoID: u.RepoID, URL: u.URL, Description: u.Description}}
+	t.health.Store(u.health.Load())
+	return t
 }
 
 func newSubscriptions(store Store, box *secretbox.Box, now func() time.Time, cfg *Config) *subscriptions {
@@ -323,12 +334,12 @@ func (s *subscriptions) use(ctx context.Context, repoID string, webhookSeq int64
 		if t == nil {
 			return nil, nil
 		}
-		if t.partial {
-			if t, err = s.whole(ctx, t); err != nil {
+		u := &use{target: t, once: t.partial}
+		if u.once {
+			if u.target, err = s.whole(ctx, t); err != nil {
 				return nil, err
 			}
 		}
-		u := &use{target: t}
 		s.useMu.Lock()
 		s.uses[u] = struct{}{}
 		s.useMu.Unlock()
