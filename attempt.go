@@ -48,7 +48,7 @@ func (d *Dispatcher) attempt(ctx context.Context, e *Entry) Result {
 			}
 			return Result{Entry: e, RetryAt: e.DueAt}
 		}
-		result := Result{Entry: e, Delivery: delivery, target: t.target}
+		result := Result{Entry: e, Delivery: delivery, target: t.observed()}
 		if !delivery.Success {
 			result.RetryAt, result.hold, result.slow = t.afterFailure(e.Attempt, delivery)
 			delivery.NextAttemptAt = result.RetryAt

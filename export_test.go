@@ -37,6 +37,18 @@ func (d *Dispatcher) Cached() (webhooks, bytes int) {
 	return webhooks, bytes
 }
 
+// Loading is for how many stripes it is noted how webhooks are, because one of their repos is being loaded.
+func (d *Dispatcher) Loading() (n int) {
+	d.subscriptions.mu.Lock()
+	defer d.subscriptions.mu.Unlock()
+	for i := range d.subscriptions.stripes {
+		if d.subscriptions.stripes[i].noted != nil {
+			n++
+		}
+	}
+	return n
+}
+
 var MarshalPayload = marshalPayload
 
 var (
@@ -62,6 +74,23 @@ func (d *Dispatcher) Waiting() int {
 	d.commits.mu.Lock()
 	defer d.commits.mu.Unlock()
 	return len(d.commits.results)
+}
+
+// Kept returns how many bytes that only attempts need are in the targets of the results that wait to be committed.
+func (d *Dispatcher) Kept() (bytes int) {
+	d.commits.mu.Lock()
+	defer d.commits.mu.Unlock()
+	for _, r := range d.commits.results {
+		t := r.target
+		if t == nil {
+			continue
+		}
+		bytes += t.size() + len(t.tls.RootCAs) + len(t.tls.Certificate) + len(t.tls.Key)
+		for name, values := range t.headers {
+			bytes += len(name) + len(values[0])
+		}
+	}
+	return bytes
 }
 
 // Notified is what a Notifier calls.

@@ -220,7 +220,8 @@ type observation struct {
 //
 // It goes by what this node knows. That a webhook has begun or ended to fail is no change that other nodes hear of: they know it once they
 // have a reason to read the webhook. Until then a success that only they see leaves FailingSince as it is; therefore follow asks the
-// log, which has the attempts of all nodes, before it takes a webhook for one that has failed for long.
+// log, which has the attempts of all nodes, before it takes a webhook for one that has failed for long, and where one begins to fail here
+// that counts as failing already.
 func (d *Dispatcher) observe(r *Result) {
 	x := observation{target: r.target, delivery: r.Delivery}
 	health, at := x.target.health.Load(), r.Delivery.DeliveredAt
@@ -294,7 +295,12 @@ func (d *Dispatcher) keepHealth(ctx context.Context) {
 			if often {
 				seen[k] = time.Now()
 			}
-			if err := d.follow(ctx, &x); err != nil {
+			was := x
+			err := d.follow(ctx, &x)
+			if err == nil && x.event != was.event { // it had recovered, as the log says, and may have begun to fail since
+				err = d.follow(ctx, &was)
+			}
+			if err != nil {
 				d.storeFailed("note how webhooks are", err)
 				delete(seen, k)
 			}
@@ -311,9 +317,15 @@ func (d *Dispatcher) follow(ctx context.Context, x *observation) error {
 	}
 	t := x.target
 	current, err := d.store.Webhook(ctx, t.RepoID, t.ID)
+	if err == nil && x.event == "" && !current.FailingSince.IsZero() {
+		// Another node has noted that, maybe long ago, and knows nothing of successes here since then. They are near the end of the log now;
+		// by the time that the webhook is to be disabled there may be thousands of failures behind them.
+		err = d.succeeded(ctx, x, &current)
+	}
 	if err == nil {
-		d.subscriptions.setHealth(current) // another node may have changed it
 		if changed := current; !x.change(&changed, d.cfg.DisableAfter) {
+			// Another node may have changed it. What this one changes is noted once it is: until then attempts show the same again.
+			d.subscriptions.setHealth(current)
 			return nil
 		}
 	}
@@ -392,26 +404,34 @@ func (x *observation) change(w *Webhook, disableAfter time.Duration) bool {
 // doubt looks in the log for whether a webhook has failed for long, and reports whether it has not, or not often enough to be disabled. If
 // another node has had a success, that is what there is to follow.
 func (d *Dispatcher) doubt(ctx context.Context, x *observation, w *Webhook) (bool, error) {
+	if err := d.succeeded(ctx, x, w); err != nil || x.event != EventWebhookDisabled {
+		return false, err
+	}
+	enough, err := d.manyFailed(ctx, w)
+	return !enough, err
+}
+
+// succeeded looks in the log for whether an attempt has succeeded since a webhook began to fail. If so, that is what there is to follow.
+func (d *Dispatcher) succeeded(ctx context.Context, x *observation, w *Webhook) error {
 	succeeded := true
-	q := DeliveryQuery{RepoID: w.RepoID, WebhookID: w.ID, Success: &succeeded, Since: w.FailingSince, Limit: 1}
+	// The last one decides, whenever it was: asking for those since then would read on through all that is older.
+	q := DeliveryQuery{RepoID: w.RepoID, WebhookID: w.ID, Success: &succeeded, Limit: 1}
 	for range 10 { // pages, of MaxScan attempts each
 		page, err := d.store.Deliveries(ctx, q)
 		if err != nil {
-			return false, err
+			return err
 		}
 		if len(page.Items) > 0 {
-			*x = observation{target: x.target, event: EventWebhookRecovered, delivery: &page.Items[0]}
-			return false, nil
+			if last := &page.Items[0]; last.DeliveredAt.After(w.FailingSince) {
+				*x = observation{target: x.target, event: EventWebhookRecovered, delivery: last}
+			}
+			return nil
 		}
 		if q.Before = page.Next; q.Before == 0 {
 			break
 		}
 	}
-	if x.event == EventWebhookFailing {
-		return false, nil
-	}
-	enough, err := d.manyFailed(ctx, w)
-	return !enough, err
+	return nil
 }
 
 // manyFailed reports whether enough events have failed since the webhook began to fail, as far as the log has them.

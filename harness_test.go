@@ -319,6 +319,10 @@ func (m mortal) Delivery(ctx context.Context, repoID, webhookID, id string) (pos
 	return tampering(ctx, m, "Delivery", func() (posthorn.Delivery, error) { return m.Store.Delivery(ctx, repoID, webhookID, id) })
 }
 
+func (m mortal) Deliveries(ctx context.Context, q posthorn.DeliveryQuery) (posthorn.Page[posthorn.Delivery], error) {
+	return tampering(ctx, m, "Deliveries", func() (posthorn.Page[posthorn.Delivery], error) { return m.Store.Deliveries(ctx, q) })
+}
+
 func (m mortal) Now(ctx context.Context) (time.Time, error) {
 	return tampering(ctx, m, "Now", func() (time.Time, error) {
 		now, err := m.Store.Now(ctx)

@@ -3,6 +3,7 @@ package posthorn_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -335,6 +336,104 @@ func TestSuccessElsewhere(t *testing.T) {
 		}
 		if h.FailingSince.IsZero() {
 			t.Error("it never began to fail: this test shows nothing")
+		}
+	})
+}
+
+// A webhook counts as failing from what another node has seen long ago. A node where it has succeeded since then, and begins to fail, says so at
+// once: the log is asked, which has that success near its end, and not when the webhook has failed for long and the log may have thousands of
+// failures behind it.
+func TestFailingSinceElsewhere(t *testing.T) {
+	cfg := healthConfig()
+	cfg.RetryPolicy = &posthorn.RetryPolicy{}
+	inWorld(t, cfg, func(t *testing.T, w *world) {
+		w.webhook("ops", operator, "webhook.*")
+		hook, b, c := w.webhook("r1", bad), w.another("B"), w.another("C")
+		for _, node := range []*world{w, b, c} { // by now all know the repo
+			node.dispatch("r1", "first-"+node.name)
+		}
+		var many []posthorn.Event // more than a page of the log
+		for range posthorn.MaxScan {
+			many = append(many, posthorn.Event{RepoID: "r1", Type: "push", Payload: "x"})
+		}
+		if _, err := w.DispatchBatch(t.Context(), many); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Minute)
+		health := func() posthorn.Health {
+			t.Helper()
+			h, err := w.Webhook(t.Context(), "r1", hook.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return h.Health
+		}
+		var reads atomic.Int32 // of the log
+		failing := errors.New("the store fails")
+		reading := func(err error) tamper {
+			return func(_ context.Context, call string, do func() error) error {
+				if call == "Deliveries" {
+					if reads.Add(1); err != nil {
+						return err
+					}
+				}
+				return do()
+			}
+		}
+		for _, node := range []*world{w, b, c} {
+			node.tamper(reading(nil))
+		}
+		fail := func(node *world, id string) {
+			for i := range 2 * posthorn.ProbeAfter {
+				node.dispatch("r1", fmt.Sprint(id, i))
+			}
+			pass(time.Minute)
+		}
+		w.answers(func(r request) sender.Outcome {
+			if r.node == "B" {
+				return sender.Outcome{Status: 200}
+			}
+			return down(r)
+		})
+		fail(w, "a")
+		since := health().FailingSince
+		if n := reads.Load(); since.IsZero() || n != 0 {
+			t.Errorf("failing since %v; the first to notice has read the log %d times", since, n)
+		}
+		fail(c, "c") // nothing has succeeded meanwhile
+		if got, n := health().FailingSince, reads.Load(); !got.Equal(since) || n != 1 {
+			t.Errorf("failing since %v, and before %v; the log was read %d times", got, since, n)
+		}
+		pass(6*time.Minute + 10*time.Second)
+		w.dispatch("r1", "warning")
+		pass(time.Second)
+		if h := health(); !h.FailingSince.Equal(since) || !h.Warned {
+			t.Errorf("after a warning: %+v", h)
+		}
+		b.dispatch("r1", "good")
+		pass(time.Second)
+		if h := health(); !h.FailingSince.Equal(since) {
+			t.Errorf("after a success that counts for nothing yet: %+v", h)
+		}
+		w.answers(down)
+		b.tamper(reading(failing))
+		fail(b, "b")
+		if h := health(); !h.FailingSince.Equal(since) {
+			t.Errorf("while the log can't be read: %+v", h)
+		}
+		b.tamper(reading(nil))
+		again := time.Now()
+		b.dispatch("r1", "last")
+		pass(time.Second)
+		if h := health(); h.FailingSince.Before(again) || h.Warned {
+			t.Errorf("failing again since %v: %+v", again, h)
+		}
+		var types []string
+		for _, o := range w.told() {
+			types = append(types, o.Type)
+		}
+		if !slices.Equal(types, []string{posthorn.EventWebhookFailing, posthorn.EventWebhookRecovered}) {
+			t.Errorf("told of %v", types)
 		}
 	})
 }

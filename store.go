@@ -260,7 +260,7 @@ type Result struct {
 	RetryAt time.Time
 
 	// What the scheduler learns from the attempt, and no store has to do with.
-	target   *target       // as it was for the attempt; nil: none was made
+	target   *target       // as it was for the attempt, see use.observed; nil: none was made
 	hold     time.Duration // for how long the webhook wants no request at all
 	slow     bool          // it wants fewer
 	failures int           // of its attempts in a row, with this one

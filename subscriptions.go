@@ -211,7 +211,18 @@ func (f flow) interval() time.Duration {
 // use is a target that a request is being made with.
 type use struct {
 	*target
+	once    bool        // the target was read for this request: it is large, and the cache has an outline of it
 	revoked atomic.Bool // the webhook was changed or deleted since
+}
+
+// observed is the target for the result of the request. Thousands of results may wait to be recorded, so what is large is not in it.
+func (u *use) observed() *target {
+	if !u.once {
+		return u.target
+	}
+	t := &target{flow: u.flow, Webhook: Webhook{Seq: u.Seq, ID: u.ID, RepoID: u.RepoID, URL: u.URL, Description: u.Description}}
+	t.health.Store(u.health.Load())
+	return t
 }
 
 func newSubscriptions(store Store, box *secretbox.Box, now func() time.Time, cfg *Config) *subscriptions {
@@ -256,17 +267,18 @@ func (s *subscriptions) of(ctx context.Context, repoID string) (*subscribers, er
 		subs.bySeq[w.Seq] = t
 		return nil
 	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	noted := stripe.noted
+	stripe.noted = nil
 	if err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for seq, health := range stripe.noted {
+	for seq, health := range noted {
 		if t := subs.bySeq[seq]; t != nil {
 			t.health.Store(health)
 		}
 	}
-	stripe.noted = nil
 	if stripe.changes.Load() != changes {
 		return subs, nil // good for who asked before the change, and for nobody else
 	}
@@ -322,12 +334,12 @@ func (s *subscriptions) use(ctx context.Context, repoID string, webhookSeq int64
 		if t == nil {
 			return nil, nil
 		}
-		if t.partial {
-			if t, err = s.whole(ctx, t); err != nil {
+		u := &use{target: t, once: t.partial}
+		if u.once {
+			if u.target, err = s.whole(ctx, t); err != nil {
 				return nil, err
 			}
 		}
-		u := &use{target: t}
 		s.useMu.Lock()
 		s.uses[u] = struct{}{}
 		s.useMu.Unlock()

@@ -53,6 +53,63 @@ func TestLargeWebhooks(t *testing.T) {
 	})
 }
 
+// What is large about a webhook is not in the results that wait to be recorded, and they show all the same how it is.
+func TestLargeWebhooksFail(t *testing.T) {
+	cfg := healthConfig()
+	cfg.RetryPolicy = &posthorn.RetryPolicy{}
+	inWorld(t, cfg, func(t *testing.T, w *world) {
+		w.webhook("ops", operator, posthorn.AllEvents)
+		hook, err := w.CreateWebhook(t.Context(), posthorn.NewWebhook{
+			RepoID: "r1", URL: bad, Events: []string{posthorn.AllEvents}, Secret: "s", Description: "a large one",
+			Options: posthorn.Options{MaxPerSecond: 2, Headers: map[string]string{"X-Large": strings.Repeat("x", 4<<10)}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		w.answers(func(r request) sender.Outcome {
+			if r.url == bad && len(r.header["X-Large"]) == 0 {
+				t.Error("it was sent without its header")
+			}
+			return down(r)
+		})
+		var events []posthorn.Event
+		for range 2 * posthorn.ProbeAfter {
+			events = append(events, posthorn.Event{RepoID: "r1", Type: "push", Payload: "x"})
+		}
+		if _, err := w.DispatchBatch(t.Context(), events); err != nil {
+			t.Fatal(err)
+		}
+		w.tamper(func(_ context.Context, call string, do func() error) error {
+			if call == "Commit" {
+				return errors.New("the store fails")
+			}
+			return do()
+		})
+		pass(100 * time.Millisecond)
+		if n, bytes := w.Waiting(), w.Kept(); n == 0 || bytes > n*100 {
+			t.Errorf("%d results wait, with %d bytes", n, bytes)
+		}
+		w.tamper(nil)
+		pass(time.Minute)
+		sent := w.seen(bad)
+		if len(sent) != len(events) || sent[len(sent)-1].at.Sub(began) < 3*time.Second { // it was one at a time, and two a second
+			t.Errorf("%d requests within %v", len(sent), time.Since(began))
+		}
+		if h, err := w.Webhook(t.Context(), "r1", hook.ID); err != nil || h.FailingSince.IsZero() {
+			t.Errorf("it is %+v, %v", h.Health, err)
+		}
+		for _, r := range w.seen(operator) {
+			if !strings.Contains(r.body, `"description":"a large one"`) {
+				t.Errorf("told %s", r.body)
+			}
+		}
+		if n := len(w.told()); n != len(events) {
+			t.Errorf("told of %d events", n)
+		}
+	})
+}
+
 // Who waits while somebody else loads the repo waits no longer than it cares to.
 func TestSlowLoad(t *testing.T) {
 	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
@@ -74,6 +131,27 @@ func TestSlowLoad(t *testing.T) {
 		}
 		if r := <-loaded; r.Deliveries != 1 {
 			t.Errorf("%+v", r)
+		}
+	})
+}
+
+// How webhooks are is noted while a repo is loaded, and no longer, even if the load fails.
+func TestFailedLoad(t *testing.T) {
+	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
+		w.webhook("r1", good)
+		noting := 0
+		w.tamper(func(_ context.Context, call string, do func() error) error {
+			if call == "Webhooks" {
+				noting = w.Loading()
+				return errors.New("the store fails")
+			}
+			return do()
+		})
+		if _, err := w.Dispatch(t.Context(), posthorn.Event{RepoID: "r1", Type: "push", Payload: "x"}); err == nil || noting != 1 {
+			t.Errorf("the load did not fail (%v), or nothing was noted: this test shows nothing", err)
+		}
+		if n := w.Loading(); n != 0 {
+			t.Errorf("it is still noted for %d stripes", n)
 		}
 	})
 }
