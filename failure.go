@@ -263,6 +263,9 @@ func (d *Dispatcher) observe(r *Result) {
 }
 
 func (d *Dispatcher) note(x observation) {
+	delivery := *x.delivery
+	delivery.Payload = nil // nobody asks for it here, and its memory counts no longer
+	x.delivery = &delivery
 	select {
 	case d.observed <- x:
 	default:
