@@ -232,7 +232,7 @@ type Target struct {
 	WebhookSeq int64
 	Leased     bool // leased to the batch's node, which has room for it in memory; otherwise free
 	// Ordering, if it is not zero, has the webhook's entries of the same number done one after the other, in the order of
-	// their events' Seqs; what a host's transaction has committed after others may come behind these. While one of them is leased, free
+	// their events' Seqs; what a host's transaction has committed may come behind others that were committed later. While one of them is leased, free
 	// or due later, those behind it are neither due nor claimed. Such a target is not Leased, and its event automatic.
 	Ordering int64
 	// Held keeps the entry for [Store.Held]: it is never due. Such a target is neither Leased nor of an ordering.
