@@ -221,3 +221,21 @@ func TestCommitPlacesSome(t *testing.T) {
 		t.Errorf("%d are left", n)
 	}
 }
+
+// TestDueWithoutPlaces has the store fail to place what a host left: Due says so, and others are due all the same.
+func TestDueWithoutPlaces(t *testing.T) {
+	s := open(t, pgtest.URL(t))
+	w, plain := newWebhook(t, s), newWebhook(t, s)
+	fill(t, s, 1, plain)
+	leave(t, s, w, 1)
+	execute(t, s, `CREATE FUNCTION posthorn.refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''no''; END'`)
+	execute(t, s, "CREATE TRIGGER refuse BEFORE DELETE ON posthorn.queue FOR EACH ROW EXECUTE FUNCTION posthorn.refuse()")
+	look := func() ([]posthorn.DueWebhook, error) { return s.Due(t.Context(), start.Add(time.Hour), oneDay, 0, 10) }
+	if due, err := look(); err == nil || len(due) != 1 || due[0].Seq != plain.Seq {
+		t.Errorf("due are %+v, and the error is %v", due, err)
+	}
+	execute(t, s, "DROP TRIGGER refuse ON posthorn.queue")
+	if due, err := look(); err != nil || len(due) != 2 {
+		t.Errorf("afterwards due are %+v, and the error is %v", due, err)
+	}
+}
