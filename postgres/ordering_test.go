@@ -239,3 +239,34 @@ func TestDueWithoutPlaces(t *testing.T) {
 		t.Errorf("afterwards due are %+v, and the error is %v", due, err)
 	}
 }
+
+// TestCommitWaitsForPlaces has a commit meet others of its ordering that take longer than it waits for a host's transaction: it waits for them.
+func TestCommitWaitsForPlaces(t *testing.T) {
+	s := open(t, pgtest.URL(t))
+	w, node := newWebhook(t, s), newNode(t, s)
+	tx := begin(t, s, pgx.ReadCommitted)
+	b := &batch{names: s.names}
+	lockOrderings(b, []int64{w.Seq})
+	if err := tx.SendBatch(t.Context(), &b.Batch).Close(); err != nil {
+		t.Fatal(err)
+	}
+	committed := make(chan error, 1)
+	go func() {
+		_, err := s.Commit(t.Context(), posthorn.Batch{Node: node, Events: []posthorn.NewEvent{ordered(newEvent(start), w)}})
+		committed <- err
+	}()
+	for number(t, s, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'
+		AND clock_timestamp() - state_change > interval '2.5 s'`) == 0 {
+		select {
+		case err := <-committed:
+			t.Fatalf("it did not wait: %v", err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-committed; err != nil {
+		t.Error(err)
+	}
+}
