@@ -288,7 +288,12 @@ func (m mortal) Enqueue(ctx context.Context, e *posthorn.Entry, node int64) erro
 }
 
 func (m mortal) Due(ctx context.Context, now time.Time, horizon time.Duration, after int64, limit int) ([]posthorn.DueWebhook, error) {
-	return tampering(ctx, m, "Due", func() ([]posthorn.DueWebhook, error) { return m.Store.Due(ctx, now, horizon, after, limit) })
+	var due []posthorn.DueWebhook // which counts beside an error, too
+	_, err := tampering(ctx, m, "Due", func() (_ struct{}, err error) {
+		due, err = m.Store.Due(ctx, now, horizon, after, limit)
+		return struct{}{}, err
+	})
+	return due, err
 }
 
 func (m mortal) Claim(ctx context.Context, c posthorn.Claim) ([]*posthorn.Entry, error) {

@@ -386,6 +386,8 @@ func (c *claimer) sweep(ctx context.Context) {
 		due, err := c.due(ctx)
 		if err != nil {
 			c.failed("look for what is due", err)
+		}
+		if err != nil && len(due) == 0 {
 			return
 		}
 		for _, w := range due {

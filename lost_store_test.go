@@ -231,6 +231,19 @@ func TestStoreThatNeverAnswers(t *testing.T) {
 	}
 }
 
+// What a store finds due counts, even if it can't find all.
+func TestDueBesideError(t *testing.T) {
+	inWorld(t, posthorn.Config{}, func(t *testing.T, a *world) {
+		a.webhook("r1", good)
+		b := a.another("B") // of whose events A hears nothing
+		b.tamper(failing("Claim"))
+		a.tamper(around(func(do func() error) error { return errors.Join(do(), errAway) }, "Due"))
+		b.dispatchFree("r1", "e1")
+		pass(2 * posthorn.SweepEvery)
+		a.expectSent(good, "A", "e1")
+	})
+}
+
 // slowLog makes whoever logs an error wait a moment, in which all others go on.
 type slowLog struct{ slog.Handler }
 

@@ -62,7 +62,7 @@ type Store interface {
 	Enqueue(ctx context.Context, e *Entry, node int64) error
 	// Due returns webhooks, in ascending order of Seq, each greater than after, that have a free entry which is due and may
 	// be claimed (see [Claim] for the horizon). It does not write. It visits webhooks, not entries: a backlog of one costs
-	// the others nothing.
+	// the others nothing. What it returns beside an error is due all the same.
 	Due(ctx context.Context, now time.Time, horizon time.Duration, after int64, limit int) ([]DueWebhook, error)
 	// Claim leases free entries that are due to a node and returns them with their events.
 	// CodeConflict when the node has no lease any more.
@@ -232,7 +232,7 @@ type Target struct {
 	WebhookSeq int64
 	Leased     bool // leased to the batch's node, which has room for it in memory; otherwise free
 	// Ordering, if it is not zero, has the webhook's entries of the same number done one after the other, in the order of
-	// their events' Seqs; what a host's transaction has committed after others may come behind these. While one of them is leased, free
+	// their events' Seqs; what a host's transaction has committed may come behind others that were committed later. While one of them is leased, free
 	// or due later, those behind it are neither due nor claimed. Such a target is not Leased, and its event automatic.
 	Ordering int64
 	// Held keeps the entry for [Store.Held]: it is never due. Such a target is neither Leased nor of an ordering.

@@ -73,10 +73,10 @@ func writeBatch(ctx context.Context, t *transaction, node int64, a *newEvents, r
 		o.add(r.results[i].Entry.WebhookSeq, r.results[i].Entry.Ordering)
 	}
 	err := t.run(ctx, func(q *batch) {
-		// A host's open transaction that has the same event must not hold up the whole batch.
-		q.queue("SELECT set_config('lock_timeout', '2s', true)")
 		fence(q, node)
 		o.lock(q)
+		// A host's open transaction that has the same event must not hold up the whole batch.
+		q.queue("SELECT set_config('lock_timeout', '2s', true)")
 		o.place(q)
 		if len(r.promised.events) > 0 {
 			lockPromises(q, node)

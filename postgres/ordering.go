@@ -18,7 +18,8 @@ import (
 // in the indexes: the store remembers of each ordering whose turn it was last, and looks from there, as it does with lanes.
 //
 // A host's transaction must not hold that lock, because it may stay open for long. It leaves its entries unplaced, without a turn, and who
-// claims for their webhook, or Due, finds a place for them behind those that are there by then.
+// claims for their webhook, or Due, finds a place for them behind those that are there by then. Nor may who does that hold it for long: each
+// time only so many get their place, and the others the next time, behind what came meanwhile.
 
 // orderings are those of which a transaction adds or settles entries, and what it has found out about them.
 type orderings struct {
@@ -63,12 +64,16 @@ func lockOrderings(q *batch, webhooks []int64) {
 	q.queue("SELECT pg_advisory_xact_lock('posthorn.queue'::regclass::oid::integer, g) FROM unnest($1::integer[]) AS g", slices.Compact(locks))
 }
 
-// placeEntries gives turns to what hosts have left unplaced, in the order of the events. A batch of numbers is as much as it can give.
+// placesAtOnce is how many entries one transaction places. That takes it about a tenth of a second.
+const placesAtOnce = 8192
+
+// placeEntries gives turns to what hosts have left unplaced, in the order of the events: up to $3 of each ordering, and $4 in all. They are
+// fewer than a batch of numbers has.
 const placeEntries = `WITH gone AS (
 		DELETE FROM posthorn.queue WHERE ctid = ANY (ARRAY(
 			SELECT q.ctid FROM (SELECT DISTINCT webhook, ordering FROM unnest($1::bigint[], $2::bigint[]) AS g (webhook, ordering)) g
 			CROSS JOIN LATERAL (SELECT q.ctid FROM posthorn.queue q WHERE q.webhook = g.webhook AND q.node = -1 AND q.ordering = g.ordering
-				ORDER BY q.event LIMIT 65535) q))
+				ORDER BY q.event LIMIT $3) q LIMIT $4))
 		RETURNING event, webhook, run, attempt, trigger, due_at, ordering
 	)
 	INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at, node, ordering, turn)
@@ -77,9 +82,11 @@ const placeEntries = `WITH gone AS (
 	FROM gone`
 
 // place is the first of a transaction's statements on the queue, behind lock: what the transaction adds comes after what others have.
-func (o *orderings) place(q *batch) {
+func (o *orderings) place(q *batch) { o.placeEach(q, placesAtOnce) }
+
+func (o *orderings) placeEach(q *batch, limit int) {
 	if len(o.webhooks) > 0 {
-		q.queue(placeEntries, o.webhooks, o.numbers)
+		q.queue(placeEntries, o.webhooks, o.numbers, limit, placesAtOnce)
 	}
 }
 
@@ -129,35 +136,46 @@ func (o *orderings) tell(lanes *lanes) {
 	lanes.setTurns(o)
 }
 
-// selectUnplaced looks for entries that hosts' transactions have left unplaced.
-const selectUnplaced = "SELECT DISTINCT webhook FROM posthorn.queue WHERE node = -1 LIMIT 512"
+// selectUnplaced visits the webhooks for which hosts' transactions have left entries unplaced, as queuedWebhooks does.
+const selectUnplaced = `WITH RECURSIVE unplaced (seq, n) AS (
+		SELECT 0::bigint, 0
+		UNION ALL
+		SELECT (SELECT q.webhook FROM posthorn.queue q WHERE q.node = -1 AND q.webhook > p.seq ORDER BY q.webhook LIMIT 1), p.n + 1
+		FROM unplaced p WHERE p.seq IS NOT NULL AND p.n < 512
+	)
+	SELECT seq FROM unplaced WHERE n > 0 AND seq IS NOT NULL`
 
 // selectUnplacedOf is the same for some webhooks.
 const selectUnplacedOf = `SELECT w.seq FROM unnest($1::bigint[]) AS w (seq)
 	WHERE (SELECT 1 FROM posthorn.queue q WHERE q.webhook = w.seq AND q.node = -1 LIMIT 1) IS NOT NULL`
 
-// place puts the unplaced entries of some webhooks behind others, or lets them be claimed.
+// selectUnplacedOrderings looks for the orderings of the first $2 unplaced entries of each webhook.
+const selectUnplacedOrderings = `SELECT DISTINCT w.seq, q.ordering FROM unnest($1::bigint[]) AS w (seq)
+	CROSS JOIN LATERAL (SELECT q.ordering FROM posthorn.queue q WHERE q.webhook = w.seq AND q.node = -1 ORDER BY q.ordering LIMIT $2) q`
+
+// place puts unplaced entries of some webhooks behind others, or lets them be claimed. Each webhook has its share of those that it can place
+// at once, so that one with many holds up no other.
 func (s *Store) place(ctx context.Context, webhooks []int64) error {
+	share := max(1, placesAtOnce/2/len(webhooks)) // half: of the last of its orderings, a webhook may have as many again
 	var o orderings
 	err := s.write(ctx, func(ctx context.Context, t *transaction) error {
 		o = orderings{}
 		err := t.run(ctx, func(b *batch) {
 			lockOrderings(b, webhooks)
-			b.queue("SELECT DISTINCT webhook, ordering FROM posthorn.queue WHERE node = -1 AND webhook = ANY ($1::bigint[])", webhooks).
-				Query(func(rows pgx.Rows) error {
-					var webhook, number int64
-					_, err := pgx.ForEachRow(rows, []any{&webhook, &number}, func() error {
-						o.add(webhook, number)
-						return nil
-					})
-					return err
+			b.queue(selectUnplacedOrderings, webhooks, share).Query(func(rows pgx.Rows) error {
+				var webhook, number int64
+				_, err := pgx.ForEachRow(rows, []any{&webhook, &number}, func() error {
+					o.add(webhook, number)
+					return nil
 				})
+				return err
+			})
 		})
 		if err != nil {
 			return err
 		}
 		return t.run(ctx, func(b *batch) {
-			o.place(b)
+			o.placeEach(b, share)
 			o.advance(b, &s.lanes)
 		})
 	})

@@ -136,3 +136,137 @@ func TestLateInOrder(t *testing.T) {
 		t.Errorf("%d entries are left", n)
 	}
 }
+
+// leave has a host's transactions leave an entry of each event that fill has made unplaced, over a number of orderings.
+func leave(t *testing.T, s *Store, w posthorn.Webhook, orderings int) {
+	t.Helper()
+	execute(t, s, `INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at, node, ordering)
+		SELECT seq, $1, 0, 1, 'automatic', created_at, -1, 1 + row_number() OVER (ORDER BY seq) % $2::int FROM posthorn.events`, w.Seq, orderings)
+	execute(t, s, "ANALYZE posthorn.queue")
+}
+
+// TestUnplacedBacklog has hosts leave many entries unplaced: to look for them, and to place some, costs what it does with few.
+func TestUnplacedBacklog(t *testing.T) {
+	url := pgtest.URL(t)
+	cost := func(n int) (look, orderings, place int) {
+		s := open(t, url)
+		w := newWebhook(t, s)
+		fill(t, s, n)
+		leave(t, s, w, n/2)
+		var webhooks, numbers []int64
+		for i := range 100 {
+			webhooks, numbers = append(webhooks, w.Seq), append(numbers, int64(1+i))
+		}
+		return buffers(t, s, selectUnplaced, nil), buffers(t, s, selectUnplacedOrderings, []any{webhooks[:1], 100}),
+			buffers(t, s, placeEntries, []any{webhooks, numbers, placesAtOnce, placesAtOnce})
+	}
+	look, orderings, place := cost(400)
+	lookLong, orderingsLong, placeLong := cost(20_000)
+	t.Logf("pages with 400 and with 20,000: look %d %d, orderings %d %d, place %d %d", look, lookLong, orderings, orderingsLong, place, placeLong)
+	for what, pages := range map[string][2]int{"look": {look, lookLong}, "orderings": {orderings, orderingsLong}, "place": {place, placeLong}} {
+		if pages[1] > 3*pages[0]+20 {
+			t.Errorf("%s: it looks at %d pages with few, and at %d with many", what, pages[0], pages[1])
+		}
+	}
+}
+
+// TestPlacedInParts has hosts leave more entries than one transaction places, for a webhook that orders by key and for two with a single
+// order. Each look, by Due or by Claim, places some of each, until all are there in the order of their events.
+func TestPlacedInParts(t *testing.T) {
+	s := open(t, pgtest.URL(t))
+	keys, strict, other, node := newWebhook(t, s), newWebhook(t, s), newWebhook(t, s), newNode(t, s)
+	fill(t, s, placesAtOnce)
+	leave(t, s, keys, placesAtOnce/4)
+	leave(t, s, strict, 1)
+	leave(t, s, other, 1)
+	const unplaced = "SELECT count(*) FROM posthorn.queue WHERE node = -1"
+	now := start.Add(time.Hour)
+	looks := 0
+	for left := number(t, s, unplaced); left > 0; looks++ {
+		if looks%2 == 0 {
+			due, err := s.Due(t.Context(), now, oneDay, 0, 10)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := number(t, s, unplaced+" AND webhook = $1", keys.Seq); looks == 0 && (len(due) != 3 || n < placesAtOnce/2) {
+				t.Errorf("%d webhooks are due, and of the first %d entries are left", len(due), n)
+			}
+		} else {
+			claim(t, s, node, now, 1, keys, strict, other)
+		}
+		was := left
+		left = number(t, s, unplaced)
+		if placed := was - left; placed == 0 || placed > placesAtOnce {
+			t.Fatalf("a look places %d, and leaves %d", placed, left)
+		}
+	}
+	if n := number(t, s, `SELECT count(*) FROM (SELECT event, lag(event) OVER (PARTITION BY webhook, ordering ORDER BY turn) AS before
+		FROM posthorn.queue) q WHERE event < before`); n != 0 {
+		t.Errorf("after %d looks %d are in the wrong order", looks, n)
+	}
+	if n := number(t, s, "SELECT count(*) FROM posthorn.queue WHERE turn IS NOT NULL"); n != 3*placesAtOnce {
+		t.Errorf("%d have a turn", n)
+	}
+}
+
+// TestCommitPlacesSome has hosts leave more than one transaction places: a commit of the same orderings has to do with as many of them as that.
+func TestCommitPlacesSome(t *testing.T) {
+	s := open(t, pgtest.URL(t))
+	w, other, node := newWebhook(t, s), newWebhook(t, s), newNode(t, s)
+	fill(t, s, placesAtOnce/2+10)
+	leave(t, s, w, 1)
+	leave(t, s, other, 1)
+	commitBatch(t, s, posthorn.Batch{Node: node, Events: []posthorn.NewEvent{ordered(newEvent(start), w), ordered(newEvent(start), other)}})
+	if n := number(t, s, "SELECT count(*) FROM posthorn.queue WHERE node = -1"); n != 20 {
+		t.Errorf("%d are left", n)
+	}
+}
+
+// TestDueWithoutPlaces has the store fail to place what a host left: Due says so, and others are due all the same.
+func TestDueWithoutPlaces(t *testing.T) {
+	s := open(t, pgtest.URL(t))
+	w, plain := newWebhook(t, s), newWebhook(t, s)
+	fill(t, s, 1, plain)
+	leave(t, s, w, 1)
+	execute(t, s, `CREATE FUNCTION posthorn.refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''no''; END'`)
+	execute(t, s, "CREATE TRIGGER refuse BEFORE DELETE ON posthorn.queue FOR EACH ROW EXECUTE FUNCTION posthorn.refuse()")
+	look := func() ([]posthorn.DueWebhook, error) { return s.Due(t.Context(), start.Add(time.Hour), oneDay, 0, 10) }
+	if due, err := look(); err == nil || len(due) != 1 || due[0].Seq != plain.Seq {
+		t.Errorf("due are %+v, and the error is %v", due, err)
+	}
+	execute(t, s, "DROP TRIGGER refuse ON posthorn.queue")
+	if due, err := look(); err != nil || len(due) != 2 {
+		t.Errorf("afterwards due are %+v, and the error is %v", due, err)
+	}
+}
+
+// TestCommitWaitsForPlaces has a commit meet others of its ordering that take longer than it waits for a host's transaction: it waits for them.
+func TestCommitWaitsForPlaces(t *testing.T) {
+	s := open(t, pgtest.URL(t))
+	w, node := newWebhook(t, s), newNode(t, s)
+	tx := begin(t, s, pgx.ReadCommitted)
+	b := &batch{names: s.names}
+	lockOrderings(b, []int64{w.Seq})
+	if err := tx.SendBatch(t.Context(), &b.Batch).Close(); err != nil {
+		t.Fatal(err)
+	}
+	committed := make(chan error, 1)
+	go func() {
+		_, err := s.Commit(t.Context(), posthorn.Batch{Node: node, Events: []posthorn.NewEvent{ordered(newEvent(start), w)}})
+		committed <- err
+	}()
+	for number(t, s, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'
+		AND clock_timestamp() - state_change > interval '2.5 s'`) == 0 {
+		select {
+		case err := <-committed:
+			t.Fatalf("it did not wait: %v", err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-committed; err != nil {
+		t.Error(err)
+	}
+}

@@ -107,7 +107,8 @@ const selectDue = queuedWebhooks + `SELECT v.seq, w.id, w.repo_id, first.due_at,
 		ORDER BY q.due_at, q.event, q.run LIMIT 1) first ON true
 	WHERE v.n > 0 AND v.seq IS NOT NULL ORDER BY v.seq`
 
-// Due implements [posthorn.Store]. The one thing that it writes is the places of entries that have none (see ordering.go).
+// Due implements [posthorn.Store]. The one thing that it writes is the places of entries that have none (see ordering.go). Where that fails, it
+// says so, and returns what is due without them.
 func (s *Store) Due(ctx context.Context, now time.Time, horizon time.Duration, after int64, limit int) ([]posthorn.DueWebhook, error) {
 	var unplaced []int64
 	err := s.get(ctx, func(b *batch) {
@@ -116,11 +117,12 @@ func (s *Store) Due(ctx context.Context, now time.Time, horizon time.Duration, a
 			return err
 		})
 	})
-	if err == nil && len(unplaced) > 0 {
-		err = s.place(ctx, unplaced)
-	}
 	if err != nil {
 		return nil, err
+	}
+	var placing error
+	if len(unplaced) > 0 {
+		placing = s.place(ctx, unplaced)
 	}
 	var due []posthorn.DueWebhook
 	for len(due) < limit {
@@ -156,7 +158,7 @@ func (s *Store) Due(ctx context.Context, now time.Time, horizon time.Duration, a
 			break
 		}
 	}
-	return due, nil
+	return due, placing
 }
 
 func dueArgs(now time.Time, horizon time.Duration, after int64, known []look) []any {

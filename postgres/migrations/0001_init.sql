@@ -95,7 +95,7 @@ CREATE INDEX queue_free ON queue (webhook, automatic, due_at, event, run) WHERE 
 -- Of each ordering, the one whose turn it is, and those behind it. See ordering.go.
 CREATE INDEX queue_turn ON queue (webhook, ordering, turn) WHERE ordering <> 0 AND (node IS NULL OR node > 0);
 CREATE INDEX queue_behind ON queue (webhook, ordering, turn) WHERE ordering <> 0 AND node = 0;
-CREATE INDEX queue_unplaced ON queue (webhook) WHERE node = -1;
+CREATE INDEX queue_unplaced ON queue (webhook, ordering, event) WHERE node = -1;
 CREATE INDEX queue_held ON queue (webhook, due_at, event, run) WHERE node = -2;
 -- Of each replay, the entries that wait, and those that were let go.
 CREATE INDEX queue_waiting ON queue (run, event) WHERE node = -3;
