@@ -20,7 +20,7 @@ const (
 	resealEvery = time.Hour
 	// changesEvery is how often the store is asked for changes that other nodes made to webhooks.
 	changesEvery = 500 * time.Millisecond
-	// lastWords is for how long a stopping node tries to write what is left, whatever its context says.
+	// lastWords is for how long at least a stopping node tries to write what is left, if its context has ended or has no end.
 	lastWords = 5 * time.Second
 	// complainEvery is how often the log mentions that a store fails at the same thing.
 	complainEvery = 10 * time.Second
@@ -217,10 +217,13 @@ func (d *Dispatcher) Stop(ctx context.Context) error {
 	d.background.stop()
 	d.committing.stop()
 	<-finished // by now every event on its way in has its answer
-	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWords)
-	defer cancel()
+	if end, ok := ctx.Deadline(); !ok || ctx.Err() != nil || time.Until(end) < lastWords {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), lastWords)
+		defer cancel()
+	}
 	d.give(d.node.Load())
-	if releaseErr := d.releaseGiven(last); releaseErr != nil {
+	if releaseErr := d.releaseGiven(ctx); releaseErr != nil {
 		err = errors.Join(err, releaseErr) // the lease runs out by itself
 	}
 	d.waits.cancel(0)

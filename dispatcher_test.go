@@ -383,6 +383,36 @@ func TestStopCutsOff(t *testing.T) {
 	})
 }
 
+// A store that is slow to let go of a node's lease has until the end of Stop's context, and a few seconds at least.
+func TestStopOnSlowStore(t *testing.T) {
+	const takes = 2 * posthorn.LastWords
+	for given, want := range map[time.Duration]time.Duration{0: posthorn.LastWords, time.Second: posthorn.LastWords, 3 * takes: takes} {
+		inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
+			w.tamper(func(ctx context.Context, call string, do func() error) error {
+				if call != "Release" {
+					return do()
+				}
+				select {
+				case <-time.After(takes):
+					return do()
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			})
+			ctx := context.Background()
+			if given > 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, given)
+				defer cancel()
+			}
+			began := time.Now()
+			if err := w.Stop(ctx); (err == nil) != (want == takes) || time.Since(began) != want {
+				t.Errorf("with %v it took %v: %v", given, time.Since(began), err)
+			}
+		})
+	}
+}
+
 // What a killed node had leased is taken over once its lease has run out, and repeated under the same delivery ids.
 func TestTakeOver(t *testing.T) {
 	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {

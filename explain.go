@@ -93,10 +93,13 @@ func (d *Dispatcher) explain(ctx context.Context, event *AcceptedEvent, w *Webho
 		x.State, x.Reason = w.explainAttempts(&last)
 		if x.State == EventFailed && outcome.Queued {
 			x.State, x.Reason = EventRetrying, x.Reason+"; a redelivery or a replay is to send it again"
+			if !w.Active {
+				x.State, x.Reason = EventPaused, x.Reason+", a replay once the webhook is active"
+			}
 		}
-	case outcome.Queued:
-		x.State, x.Reason = w.explainQueued(outcome.Attempts > 0 || forgotten)
-	case outcome.Attempts > 0:
+	case outcome.Queued && !outcome.Delivered:
+		x.State, x.Reason = w.explainQueued(&outcome, forgotten)
+	case outcome.Attempts > 0 && !outcome.Delivered:
 		x.State, x.Reason = EventFailed, "the attempts of a redelivery or a replay, or those that are still in the log, have failed"
 	case forgotten:
 		x.State, x.Reason = EventForgotten, "it is older than the retention (--retention, Config.Retention): what deliveries there may have been is no longer in the log"
@@ -110,6 +113,9 @@ func (d *Dispatcher) explain(ctx context.Context, event *AcceptedEvent, w *Webho
 	}
 	if outcome.Delivered && x.State != EventDelivered {
 		x.State, x.Reason = EventDelivered, "it was delivered by a redelivery or a replay; without these: "+x.Reason
+		if outcome.Queued && x.Attempts == 0 {
+			x.Reason += "; it is to be sent again"
+		}
 	}
 	return x, nil
 }
@@ -131,15 +137,17 @@ func (w *Webhook) explainAttempts(last *Delivery) (state EventState, reason stri
 	return EventRetrying, fmt.Sprintf("attempt %d failed: %s", last.Attempt, answer)
 }
 
-// explainQueued is for an event that is still to be sent, for the first time or again.
-func (w *Webhook) explainQueued(again bool) (state EventState, reason string) {
+// explainQueued is for an event that is still to be sent, and of which none of the attempts is in the log that were made when it was dispatched.
+func (w *Webhook) explainQueued(o *Outcome, forgotten bool) (state EventState, reason string) {
 	switch {
 	case !w.Active:
 		return EventPaused, "the webhook is not active" + w.whyInactive() + ": the event is kept until it is"
 	case w.Polled:
 		return EventWaiting, "the receiver has yet to poll and acknowledge it"
-	case again:
+	case o.Attempts > 0:
 		return EventRetrying, "another attempt is yet to be made, of a redelivery or a replay, or after some that are no longer in the log"
+	case forgotten:
+		return EventWaiting, "an attempt is yet to be made; if there were any before, they are no longer in the log (--retention, Config.Retention)"
 	}
 	return EventWaiting, "the first attempt is yet to be made"
 }

@@ -160,6 +160,26 @@ func TestExplainLater(t *testing.T) {
 		want("early", hook, posthorn.EventRetrying, "another attempt is yet to be made, of a redelivery or a replay")
 		want("failed", hook, posthorn.EventRetrying, "attempt 1 was the last: the receiver answered 500; a redelivery or a replay is to send it again")
 		pass(time.Minute)
+		w.answers(func(request) sender.Outcome {
+			w.update(hook, posthorn.WebhookPatch{Active: new(false)})
+			return sender.Outcome{Status: 500}
+		})
+		w.replay(hook, posthorn.ReplayFailed, nil)
+		pass(time.Second)
+		want("failed", hook, posthorn.EventPaused, "is to send it again, a replay once the webhook is active")
+		w.update(hook, posthorn.WebhookPatch{Active: new(true)})
+		pass(time.Minute)
+
+		later := create("https://later.example/", posthorn.Options{})
+		w.answers(func(request) sender.Outcome { return ok200 })
+		w.replay(later, posthorn.ReplayMissed, nil)
+		pass(time.Second)
+		want("early", later, posthorn.EventDelivered, "by a redelivery or a replay; without these: the webhook was made after the event")
+		w.answers(hang(10 * time.Second))
+		w.replay(later, posthorn.ReplayAll, nil)
+		pass(time.Second)
+		want("early", later, posthorn.EventDelivered, "the webhook was made after the event; it is to be sent again")
+		pass(time.Minute)
 
 		w.answers(func(request) sender.Outcome { return sender.Outcome{Status: 500} })
 		slow := create(bad, posthorn.Options{RetryPolicy: "50m,50m,50m"})

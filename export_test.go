@@ -6,6 +6,9 @@ import (
 	"github.com/musehub/posthorn/internal/sender"
 )
 
+// LastWords is lastWords.
+const LastWords = lastWords
+
 // SetTransport replaces the sockets, so that a test can have time pass as it likes.
 func (d *Dispatcher) SetTransport(f func(context.Context, *sender.Request) sender.Outcome) {
 	d.transport = f

@@ -258,7 +258,7 @@ func (n *replayNews) look() {
 	wake(n.signal)
 }
 
-// record tells that a result of a run was recorded.
+// record tells that something has happened to a run: a result was recorded, or there is an entry of one that the node doesn't know.
 func (n *replayNews) record(run int64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -290,6 +290,8 @@ func (n *replayNews) canceled(run int64) bool {
 type openReplays struct {
 	any     bool
 	last    int64               // Seq of the one that was moved on last
+	left    int                 // how many are to be moved on until each has had its turn
+	more    bool                // one of those before has more to do
 	running map[int64]*Replay   // by run
 	others  map[int64]time.Time // by Seq: those that another node is planning, and until when they are left to it
 }
@@ -315,7 +317,7 @@ func (d *Dispatcher) keepReplaying(ctx context.Context) {
 		}
 		if all || asked {
 			looked = began
-			all = d.stepReplays(ctx, &open)
+			all = d.stepReplays(ctx, &open, asked)
 		}
 		select { // half of the time is left to what the store is for
 		case <-ctx.Done():
@@ -336,8 +338,8 @@ func (d *Dispatcher) keepReplaying(ctx context.Context) {
 }
 
 // stepReplays looks which replays are open, makes a step of each, or of those that there is time for, and reports whether there is more to do at once.
-func (d *Dispatcher) stepReplays(ctx context.Context, open *openReplays) (more bool) {
-	began := time.Now()
+// It goes on where it was the last time, or has all of them before it.
+func (d *Dispatcher) stepReplays(ctx context.Context, open *openReplays, all bool) (more bool) {
 	replays, err := d.openReplays(ctx)
 	if err != nil {
 		open.any = true // for all it knows
@@ -359,17 +361,22 @@ func (d *Dispatcher) stepReplays(ctx context.Context, open *openReplays) (more b
 	}
 	d.replays.known.Store(&known)
 	maps.DeleteFunc(open.others, func(_ int64, until time.Time) bool { return time.Now().After(until) })
-	for i := range replays {
-		if i > 0 && time.Since(began) > replayRound {
-			return true
-		}
-		r := &replays[(next+i)%len(replays)]
+	if all || open.left == 0 {
+		open.left, open.more = len(replays), false
+	}
+	open.left = min(open.left, len(replays))
+	for began := time.Now(); open.left > 0; next++ {
+		r := &replays[next%len(replays)]
 		open.last = r.Seq
+		open.left--
 		if _, ok := open.others[r.Seq]; !ok && d.stepReplay(ctx, r, open) {
-			more = true
+			open.more = true
+		}
+		if time.Since(began) > replayRound {
+			break
 		}
 	}
-	return more
+	return open.left > 0 || open.more
 }
 
 // openReplays returns all replays that have not ended.
@@ -444,16 +451,12 @@ func (d *Dispatcher) plan(ctx context.Context, r *Replay) error {
 	if err != nil {
 		return err
 	}
-	since := r.Since
-	if kept := d.kept(d.clock.now()); kept.After(since) { // the range began to be forgotten meanwhile
-		since = kept
-	}
 	var candidates []*AcceptedEvent
 	tooOld := len(page.Items) > 0
 	for i := range page.Items {
 		e := &page.Items[i]
-		if e.CreatedAt.Before(since) {
-			tooOld = tooOld && e.CreatedAt.Before(since.Add(-muchOlder))
+		if e.CreatedAt.Before(r.Since) {
+			tooOld = tooOld && e.CreatedAt.Before(r.Since.Add(-muchOlder))
 			continue
 		}
 		tooOld = false
@@ -473,9 +476,10 @@ func (d *Dispatcher) plan(ctx context.Context, r *Replay) error {
 	if err != nil {
 		return err
 	}
+	kept := d.kept(d.clock.now().Add(d.clock.slack())) // some may have been pruned from the log before it was asked
 	var chosen []*AcceptedEvent
 	for i, o := range outcomes {
-		if r.Only.takes(o) {
+		if r.Only.takes(o) && !candidates[i].CreatedAt.Before(kept) {
 			chosen = append(chosen, candidates[i])
 		}
 	}

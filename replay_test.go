@@ -557,6 +557,32 @@ func TestIdleReplays(t *testing.T) {
 	})
 }
 
+// Looking at replays that have nothing to do is over at some time, though it takes longer than a node does so in a row.
+func TestIdleReplaysRest(t *testing.T) {
+	inWorld(t, posthorn.Config{KeepAllEvents: true}, func(t *testing.T, w *world) {
+		w.dispatchMany(100)
+		for range 15 {
+			idle, err := w.CreateWebhook(t.Context(), posthorn.NewWebhook{RepoID: "r1", Events: []string{"push"}, Options: posthorn.Options{Polled: true}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.replay(idle, posthorn.ReplayMissed, nil)
+		}
+		calls := atomic.Int64{}
+		w.tamper(func(_ context.Context, call string, do func() error) error {
+			if call == "FreeReplayed" {
+				calls.Add(1)
+				pass(20 * time.Millisecond)
+			}
+			return do()
+		})
+		pass(time.Minute)
+		if n := calls.Load(); n < 14*60 || n > 16*60 {
+			t.Errorf("%d calls in a minute, want one of each a second", n)
+		}
+	})
+}
+
 // A receiver that polls gets what is replayed.
 func TestReplayPolled(t *testing.T) {
 	inWorld(t, posthorn.Config{KeepAllEvents: true}, func(t *testing.T, w *world) {

@@ -136,12 +136,15 @@ func (o *orderings) tell(lanes *lanes) {
 	lanes.setTurns(o)
 }
 
+// placeFor is for how many webhooks one look places entries.
+const placeFor = 512
+
 // selectUnplaced visits the webhooks for which hosts' transactions have left entries unplaced, as queuedWebhooks does.
 const selectUnplaced = `WITH RECURSIVE unplaced (seq, n) AS (
-		SELECT 0::bigint, 0
+		SELECT $1::bigint, 0
 		UNION ALL
 		SELECT (SELECT q.webhook FROM posthorn.queue q WHERE q.node = -1 AND q.webhook > p.seq ORDER BY q.webhook LIMIT 1), p.n + 1
-		FROM unplaced p WHERE p.seq IS NOT NULL AND p.n < 512
+		FROM unplaced p WHERE p.seq IS NOT NULL AND p.n < $2
 	)
 	SELECT seq FROM unplaced WHERE n > 0 AND seq IS NOT NULL`
 

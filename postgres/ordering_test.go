@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -157,7 +158,7 @@ func TestUnplacedBacklog(t *testing.T) {
 		for i := range 100 {
 			webhooks, numbers = append(webhooks, w.Seq), append(numbers, int64(1+i))
 		}
-		return buffers(t, s, selectUnplaced, nil), buffers(t, s, selectUnplacedOrderings, []any{webhooks[:1], 100}),
+		return buffers(t, s, selectUnplaced, []any{0, placeFor}), buffers(t, s, selectUnplacedOrderings, []any{webhooks[:1], 100}),
 			buffers(t, s, placeEntries, []any{webhooks, numbers, placesAtOnce, placesAtOnce})
 	}
 	look, orderings, place := cost(400)
@@ -268,5 +269,36 @@ func TestCommitWaitsForPlaces(t *testing.T) {
 	}
 	if err := <-committed; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestPlacesForEach has more webhooks with unplaced entries than one look can place any for: the next look begins behind them.
+func TestPlacesForEach(t *testing.T) {
+	s := open(t, pgtest.URL(t))
+	const many = placeFor + 10
+	webhooks := make([]*posthorn.Webhook, many)
+	for i := range webhooks {
+		webhooks[i] = &posthorn.Webhook{ID: fmt.Sprint("one of many ", i), RepoID: "repo", Active: true, CreatedAt: start, UpdatedAt: start}
+	}
+	if err := s.CreateWebhooks(t.Context(), webhooks...); err != nil {
+		t.Fatal(err)
+	}
+	const each = 3 * (placesAtOnce / 2 / placeFor)
+	execute(t, s, `INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at, node, ordering)
+		SELECT g, w.seq, 0, 1, 'automatic', $1, -1, 1 FROM generate_series(1, $2::bigint) g, posthorn.webhooks w`, start, each)
+	for look, want := range []int{10, 0} {
+		if _, err := s.Due(t.Context(), start.Add(time.Hour), oneDay, 0, 10); err != nil {
+			t.Fatal(err)
+		}
+		n := number(t, s, "SELECT count(*) FROM (SELECT webhook FROM posthorn.queue GROUP BY webhook HAVING count(turn) = 0) q")
+		if n != want {
+			t.Errorf("after %d looks %d webhooks have no entry with a place, want %d", look+1, n, want)
+		}
+	}
+	if _, err := s.Due(t.Context(), start.Add(time.Hour), oneDay, 0, 10); err != nil {
+		t.Fatal(err)
+	}
+	if n := number(t, s, "SELECT count(*) FROM posthorn.queue WHERE webhook = $1 AND node <> -1", webhooks[0].Seq); n <= each/3 {
+		t.Errorf("the first webhook has %d places after another look", n)
 	}
 }

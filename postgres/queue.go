@@ -112,7 +112,7 @@ const selectDue = queuedWebhooks + `SELECT v.seq, w.id, w.repo_id, first.due_at,
 func (s *Store) Due(ctx context.Context, now time.Time, horizon time.Duration, after int64, limit int) ([]posthorn.DueWebhook, error) {
 	var unplaced []int64
 	err := s.get(ctx, func(b *batch) {
-		b.queue(selectUnplaced).Query(func(rows pgx.Rows) (err error) {
+		b.queue(selectUnplaced, s.placing.Load(), placeFor).Query(func(rows pgx.Rows) (err error) {
 			unplaced, err = pgx.CollectRows(rows, pgx.RowTo[int64])
 			return err
 		})
@@ -120,6 +120,11 @@ func (s *Store) Due(ctx context.Context, now time.Time, horizon time.Duration, a
 	if err != nil {
 		return nil, err
 	}
+	next := int64(0) // from the first one again
+	if len(unplaced) == placeFor {
+		next = unplaced[placeFor-1]
+	}
+	s.placing.Store(next)
 	var placing error
 	if len(unplaced) > 0 {
 		placing = s.place(ctx, unplaced)

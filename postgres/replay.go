@@ -213,7 +213,7 @@ func keepReplay(b *batch, r *posthorn.Replay) {
 // While some session keeps a transaction open, what a replay has let go and done with can't be removed from its indexes, and each look would
 // walk past more of it than the one before. So the store remembers from which events on to look. Entries are let go in the order of their
 // events and none is added meanwhile, so there is nothing before these; all the same it is looked at from the beginning after a while, and before
-// it is said that there is nothing left.
+// it is said that there is nothing left. What is tried again has no such order, and is asked for only where nothing else decides.
 
 // replayedFrom is from which events on a replay has entries that were let go and not tried, and such that wait.
 type replayedFrom struct {

@@ -68,6 +68,7 @@ import (
 	"errors"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -84,6 +85,7 @@ type Store struct {
 	partitions partitions
 	lanes      lanes
 	replayed   replayed
+	placing    atomic.Int64 // the webhook behind which Due looks for entries to place
 
 	timeout time.Duration   // callTimeout, but in tests
 	closed  context.Context // ends when the store is closed
