@@ -61,8 +61,8 @@ type Store interface {
 	// CodeNotFound when the event or the webhook is gone, CodeConflict when the node has no lease any more.
 	Enqueue(ctx context.Context, e *Entry, node int64) error
 	// Due returns webhooks, in ascending order of Seq, each greater than after, that have a free entry which is due and may
-	// be claimed (see [Claim] for the horizon). It does not write. It visits webhooks, not entries: a backlog of one costs
-	// the others nothing. What it returns beside an error is due all the same.
+	// be claimed (see [Claim] for the horizon). It writes nothing but what has to be known for that. It visits webhooks, not
+	// entries: a backlog of one costs the others nothing. What it returns beside an error is due all the same.
 	Due(ctx context.Context, now time.Time, horizon time.Duration, after int64, limit int) ([]DueWebhook, error)
 	// Claim leases free entries that are due to a node and returns them with their events.
 	// CodeConflict when the node has no lease any more.
