@@ -173,7 +173,7 @@ func TestGuardTableAtTheDial(t *testing.T) {
 	t.Parallel()
 	dns, proxy := guardtest.NewDNS(t, guardtest.Names), newRecordingProxy(t)
 	flags := []string{
-		"--retry-policy", "none", "--timeout", "2s", "--dns-server", dns.Addr(), "--egress-proxy", "http://posthorn:s3cret@" + proxy.addr,
+		"--retry-policy", "none", "--timeout", "60s", "--dns-server", dns.Addr(), "--egress-proxy", "http://posthorn:s3cret@" + proxy.addr,
 	}
 	s := startServer(t, flags...)
 	c := in(t, s)
@@ -183,6 +183,7 @@ func TestGuardTableAtTheDial(t *testing.T) {
 	for i := range rows {
 		hooks[i] = c.hook("https://example.com/", "push", "")
 	}
+	c.ask(http.StatusOK, "PATCH", "/webhooks/"+hooks[len(rows)-1], `{"timeout":5}`)
 	passing := c.hook("http://public.test/", "push", "")
 	s.stop()
 	for i, row := range rows {
@@ -218,13 +219,14 @@ func TestGuardNamesAtTheDial(t *testing.T) {
 		"public.test.": "127.0.0.1", "private.test.": "127.0.0.2", "mixed.test.": "127.0.0.1 127.0.0.2", "mixed2.test.": "127.0.0.2 127.0.0.1",
 		"rebind.test.": "127.0.0.1 | 127.0.0.2", "failing.test.": "fail", "hanging.test.": "hang", "localhost.": "127.0.0.2",
 	})
-	s := startServer(t, "--allow-target", public.Addr, "--dns-server", dns.Addr(), "--retry-policy", "none", "--timeout", "2s")
+	s := startServer(t, "--allow-target", public.Addr, "--dns-server", dns.Addr(), "--retry-policy", "none", "--timeout", "60s")
 	c := in(t, s)
 	const refused = "SSRF blocked: connect: refused by the rule loopback 127.0.0.0/8"
 	hooks := map[string]string{}
 	for name := range map[string]bool{"public": true, "private": true, "mixed": true, "mixed2": true, "rebind": true, "failing": true, "hanging": true} {
 		hooks[name] = c.hook("http://"+name+".test:"+port+"/"+name, "push", "")
 	}
+	c.ask(http.StatusOK, "PATCH", "/webhooks/"+hooks["hanging"], `{"timeout":5}`)
 	expect := func(n int, want map[string]string) {
 		t.Helper()
 		c.dispatch("push", `{}`, len(hooks))

@@ -19,7 +19,7 @@ import (
 
 // patience is how long a test waits for what another process should do, before it fails. On PostgreSQL it can take 40
 // seconds until a server takes over what one that was killed had leased.
-const patience = 90 * time.Second
+const patience = 4 * time.Minute
 
 // goRace is the environment variable GORACE of the processes that tests start.
 const goRace = "atexit_sleep_ms=10"
