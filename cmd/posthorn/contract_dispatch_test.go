@@ -4,13 +4,13 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/musehub/posthorn/internal/guardtest"
 )
 
 // Cases 13, 14, 17a and 19: many webhooks, many events.
@@ -292,9 +292,9 @@ func contract19(c *contract) {
 }
 
 // Case 17: a proxy of the environment is not used. (Cookies are below, and redirects in the test of case 8.) Go's own
-// clients use none for localhost and loopback addresses, but do for other names of them, as /etc/hosts may have one.
+// clients use none for localhost and loopback addresses, but do for other names of them.
 func TestContract17Proxies(t *testing.T) { // not parallel: it sets variables of the environment
-	name, ip := loopbackName(t)
+	dns := guardtest.NewDNS(t, map[string]string{"receiver.test.": "127.0.0.1"})
 	proxy := newReceiver(t, nil)
 	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"} {
 		t.Setenv(name, proxy.URL)
@@ -302,13 +302,13 @@ func TestContract17Proxies(t *testing.T) { // not parallel: it sets variables of
 	for _, name := range []string{"NO_PROXY", "no_proxy"} {
 		t.Setenv(name, "")
 	}
-	c := in(t, startServer(t, "--allow-target", ip, "--retry-policy", "none"))
-	receiver := newReceiverAt(t, net.JoinHostPort(ip, "0"), nil, nil)
+	c := in(t, startServer(t, "--allow-target", "127.0.0.1", "--dns-server", dns.Addr(), "--retry-policy", "none"))
+	receiver := newReceiver(t, nil)
 	_, port, err := net.SplitHostPort(receiver.Addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	hook := c.hook("http://"+net.JoinHostPort(name, port)+"/a", "push", "")
+	hook := c.hook("http://"+net.JoinHostPort("receiver.test", port)+"/a", "push", "")
 	c.dispatch("push", `{}`, 1)
 	if row := c.awaitLog(hook, 1)[0]; !row.success() {
 		t.Errorf("it is logged as %d, %q", row.status(), row.body())
@@ -319,42 +319,6 @@ func TestContract17Proxies(t *testing.T) { // not parallel: it sets variables of
 	if n := len(proxy.got()); n > 0 {
 		t.Errorf("the proxy got %d requests", n)
 	}
-}
-
-// loopbackName returns a name from /etc/hosts of a loopback address, which isn't localhost.
-func loopbackName(t *testing.T) (name, ip string) {
-	t.Helper()
-	hosts, err := os.ReadFile("/etc/hosts")
-	if err != nil {
-		t.Skip(err)
-	}
-	addresses, names := map[string][]string{}, []string{}
-	for line := range strings.Lines(string(hosts)) {
-		line, _, _ = strings.Cut(line, "#")
-		fields := strings.Fields(line)
-		if len(fields) < 2 {
-			continue
-		}
-		for _, name := range fields[1:] {
-			names = append(names, name)
-			addresses[name] = append(addresses[name], fields[0])
-		}
-	}
-	for _, name := range names {
-		if strings.HasPrefix(name, "localhost") || len(addresses[name]) != 1 {
-			continue
-		}
-		ip, err := netip.ParseAddr(addresses[name][0])
-		if err != nil || !ip.IsLoopback() {
-			continue
-		}
-		if l, err := net.Listen("tcp", netip.AddrPortFrom(ip, 0).String()); err == nil {
-			l.Close()
-			return name, ip.String()
-		}
-	}
-	t.Skip("/etc/hosts has no name of a loopback address but localhost")
-	return "", ""
 }
 
 func contract17Cookies(c *contract) {
