@@ -110,8 +110,8 @@ const (
 	// replayWait is for how long StartReplay waits for the end of planning.
 	replayWait = 5 * time.Second
 
-	// muchOlder is by how much all of a page has to be too old for there to be no younger events behind it: these are numbered as they are
-	// written, which takes until storeTimeout, and have the time of before.
+	// muchOlder is by how much all of a page has to be too old for there to be no younger events behind it: an event gets its number when it is
+	// written, which may be storeTimeout after its time.
 	muchOlder = 5 * time.Minute
 
 	replayDrop = 500 // entries at a time
@@ -200,6 +200,7 @@ func (d *Dispatcher) Replay(ctx context.Context, repoID, webhookID, id string) (
 	return d.counted(ctx, repoID, webhookID, id)
 }
 
+// counted returns a replay as the store counts it, whether or not the host still knows its repo.
 func (d *Dispatcher) counted(ctx context.Context, repoID, webhookID, id string) (Replay, error) {
 	page, err := d.store.Replays(ctx, ReplayQuery{RepoID: repoID, WebhookID: webhookID, ID: id, Limit: 1})
 	if err == nil && len(page.Items) == 0 {

@@ -31,6 +31,17 @@ func (w *world) replay(hook posthorn.Webhook, only posthorn.ReplayOnly, change f
 	return r
 }
 
+// idleReplay starts a replay that stays open and has nothing to do: nobody polls for it.
+func (w *world) idleReplay() {
+	w.t.Helper()
+	polled := posthorn.NewWebhook{RepoID: "r1", Events: []string{"push"}, Options: posthorn.Options{Polled: true}}
+	idle, err := w.CreateWebhook(w.t.Context(), polled)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.replay(idle, posthorn.ReplayMissed, nil)
+}
+
 // dispatchMany dispatches events of the ids e0, e1 and so on.
 func (w *world) dispatchMany(n int) {
 	w.t.Helper()
@@ -418,11 +429,7 @@ func TestReplayPlannedTwice(t *testing.T) {
 	inWorld(t, cfg, func(t *testing.T, w *world) {
 		w.dispatchMany(3000)
 		hook := w.webhook("r1", good)
-		idle, err := w.CreateWebhook(t.Context(), posthorn.NewWebhook{RepoID: "r1", Events: []string{"push"}, Options: posthorn.Options{Polled: true}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		w.replay(idle, posthorn.ReplayMissed, nil) // it stays open, so that all nodes look each second
+		w.idleReplay() // so that all nodes look each second
 		var conflicts, others atomic.Int64
 		slow := func(_ context.Context, call string, do func() error) error {
 			if call != "UpdateReplay" {
@@ -532,11 +539,7 @@ func TestIdleReplays(t *testing.T) {
 	inWorld(t, posthorn.Config{KeepAllEvents: true}, func(t *testing.T, w *world) {
 		w.dispatchMany(500)
 		for range 50 {
-			idle, err := w.CreateWebhook(t.Context(), posthorn.NewWebhook{RepoID: "r1", Events: []string{"push"}, Options: posthorn.Options{Polled: true}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			w.replay(idle, posthorn.ReplayMissed, nil)
+			w.idleReplay()
 		}
 		pass(10 * time.Second)
 		calls := atomic.Int64{}
@@ -562,11 +565,7 @@ func TestIdleReplaysRest(t *testing.T) {
 	inWorld(t, posthorn.Config{KeepAllEvents: true}, func(t *testing.T, w *world) {
 		w.dispatchMany(100)
 		for range 15 {
-			idle, err := w.CreateWebhook(t.Context(), posthorn.NewWebhook{RepoID: "r1", Events: []string{"push"}, Options: posthorn.Options{Polled: true}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			w.replay(idle, posthorn.ReplayMissed, nil)
+			w.idleReplay()
 		}
 		calls := atomic.Int64{}
 		w.tamper(func(_ context.Context, call string, do func() error) error {

@@ -9,6 +9,15 @@ import (
 	"github.com/musehub/posthorn/internal/pgtest"
 )
 
+func newReplay(t *testing.T, s *Store, w posthorn.Webhook, state posthorn.ReplayState) *posthorn.Replay {
+	t.Helper()
+	r := &posthorn.Replay{ID: "of " + w.ID, RepoID: w.RepoID, WebhookID: w.ID, CreatedAt: start, State: state}
+	if err := s.CreateReplay(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
 // TestReplayOfWebhookBeingDeleted has what adds to a webhook's entries wait for the transaction that deletes it, and find it gone:
 // entries that came after it would belong to nobody.
 func TestReplayOfWebhookBeingDeleted(t *testing.T) {
@@ -31,10 +40,7 @@ func TestReplayOfWebhookBeingDeleted(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w, e, other := newWebhook(t, s), newEvent(start), newEvent(start)
 			commitBatch(t, s, posthorn.Batch{Node: node, Events: []posthorn.NewEvent{accepting(e, false), accepting(other, false)}})
-			r := &posthorn.Replay{ID: "of " + w.ID, RepoID: w.RepoID, WebhookID: w.ID, CreatedAt: start, State: posthorn.ReplayPlanning}
-			if err := s.CreateReplay(t.Context(), r); err != nil {
-				t.Fatal(err)
-			}
+			r := newReplay(t, s, w, posthorn.ReplayPlanning)
 			if err := s.UpdateReplay(t.Context(), r, []*posthorn.AcceptedEvent{e}); err != nil {
 				t.Fatal(err)
 			}
@@ -61,10 +67,7 @@ func TestReplayOfWebhookBeingDeleted(t *testing.T) {
 func TestReplayBesideLongTransaction(t *testing.T) {
 	s := open(t, pgtest.URL(t))
 	w := newWebhook(t, s)
-	r := &posthorn.Replay{ID: "replay", RepoID: w.RepoID, WebhookID: w.ID, CreatedAt: start, State: posthorn.ReplayRunning}
-	if err := s.CreateReplay(t.Context(), r); err != nil {
-		t.Fatal(err)
-	}
+	r := newReplay(t, s, w, posthorn.ReplayRunning)
 	const all, atOnce = 20_000, 1000
 	execute(t, s, `INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at, node)
 		SELECT g, $1, $3, 1, 'replay', $2, -3 FROM generate_series(1, $4::bigint) g`, w.Seq, start, r.Run, all)
@@ -108,10 +111,7 @@ func TestReplayBesideLongTransaction(t *testing.T) {
 func TestReplayLooksFromTheBeginning(t *testing.T) {
 	s := open(t, pgtest.URL(t))
 	w := newWebhook(t, s)
-	r := &posthorn.Replay{ID: "replay", RepoID: w.RepoID, WebhookID: w.ID, CreatedAt: start, State: posthorn.ReplayRunning}
-	if err := s.CreateReplay(t.Context(), r); err != nil {
-		t.Fatal(err)
-	}
+	r := newReplay(t, s, w, posthorn.ReplayRunning)
 	execute(t, s, `INSERT INTO posthorn.queue (event, webhook, run, attempt, trigger, due_at, node) VALUES (7, $1, $3, 1, 'replay', $2, -3)`, w.Seq, start, r.Run)
 	s.replayed.set(r.Run, replayedFrom{untried: 1000, waiting: 1000, whole: time.Now().Add(time.Hour)})
 	if freed, left, err := s.FreeReplayed(t.Context(), r, posthorn.ReplayLimit{Now: start, Untried: 64}); freed != 1 || !left || err != nil {
