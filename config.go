@@ -115,7 +115,9 @@ type Config struct {
 	// UserAgent is sent with every request. Defaults to "MuseHub-Webhook/1.0".
 	UserAgent string
 
-	// Logger takes what an operator should know. Defaults to slog.Default().
+	// Logger takes what an operator should know. Defaults to slog.Default(). Of a receiver that sends more than its answer,
+	// net/http tells package log, with up to 4 KiB of it, where the receiver may have put what the request had in it:
+	// log.SetOutput decides where that goes.
 	Logger *slog.Logger
 
 	// RepoExists tells whether the host knows a repo; where it says no, or fails, so does the call that named the repo.

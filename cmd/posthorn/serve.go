@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"log/slog"
 	"net"
 	"os"
@@ -141,6 +143,9 @@ func (c *serveCmd) Run() error {
 	limitMemory()
 	logger := c.logger()
 	slog.SetDefault(logger)
+	// What reaches package log in spite of that are kilobytes that a receiver sent after its answer, as net/http's client
+	// shows them. They may have secrets of the request in them.
+	log.SetOutput(io.Discard)
 	policy, err := posthorn.ParseRetryPolicy(c.RetryPolicy)
 	if err != nil {
 		return err
