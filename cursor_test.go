@@ -1,30 +1,36 @@
 package posthorn
 
-import (
-	"testing"
-	"time"
-)
+import "testing"
 
-// FuzzPollCursor has any text for a cursor: it names few entries, of the webhook asked for, or is refused.
+// FuzzPollCursor has any position: whatever it is, reading it ends, and what was polled comes back from it.
 func FuzzPollCursor(f *testing.F) {
-	w := &Webhook{ID: "w", Seq: 7}
-	f.Add(polled(w, []*Entry{
-		{WebhookSeq: 7, Event: &AcceptedEvent{ID: "a", Seq: 1, CreatedAt: time.Unix(1, 0)}},
-		{WebhookSeq: 7, Event: &AcceptedEvent{ID: "b", Seq: 1 << 60, CreatedAt: time.Unix(1, 0)}, Run: 3},
-	}).Cursor)
-	f.Add("")
-	f.Add("Bw")
-	f.Add("________________________")
-	f.Fuzz(func(t *testing.T, cursor string) {
-		entries, err := parseCursor(w, cursor)
-		if err != nil {
-			if ErrorCode(err) != CodeInvalid || entries != nil {
-				t.Fatalf("%v, %v", entries, err)
-			}
-			return
+	f.Add([]byte{1, 0, 0xff, 0xff, 3, 7})
+	f.Add([]byte{0xff})
+	f.Fuzz(func(t *testing.T, position []byte) {
+		if n := len(namedEntries(position)); n > len(position)/2 {
+			t.Fatalf("%d bytes name %d entries", len(position), n)
 		}
-		if len(entries) == 0 || len(entries) > MaxPoll {
-			t.Fatalf("%d entries", len(entries))
+	})
+}
+
+// FuzzOpenCursor has any text for a cursor: it is the one that was given out, in the scope that it is of, or it is refused.
+func FuzzOpenCursor(f *testing.F) {
+	cursors, err := cursorsOf(make([]byte, 16))
+	if err != nil {
+		f.Fatal(err)
+	}
+	d := &Dispatcher{cursors: cursors}
+	sealed := d.SealCursor("poll w", []byte("position"))
+	f.Add("poll w", sealed)
+	f.Add("poll w2", sealed)
+	f.Add("poll w", sealed+"=")
+	f.Add("poll w", sealed+"\n")
+	f.Add("poll w", sealed[:len(sealed)-1])
+	f.Add("poll w", "")
+	f.Fuzz(func(t *testing.T, scope, cursor string) {
+		position, ok := d.OpenCursor(scope, cursor)
+		if ok && (scope != "poll w" || string(position) != "position") || !ok && scope == "poll w" && cursor == sealed || ok && len(cursor) != len(sealed) {
+			t.Fatalf("%q, %v", position, ok)
 		}
 	})
 }

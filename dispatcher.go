@@ -2,6 +2,7 @@ package posthorn
 
 import (
 	"context"
+	"crypto/cipher"
 	"errors"
 	"log/slog"
 	"sync"
@@ -36,6 +37,7 @@ type Dispatcher struct {
 	log       *slog.Logger
 	headers   headerNames
 	box       *secretbox.Box
+	cursors   cipher.AEAD
 	sender    *sender.Sender
 	transport func(context.Context, *sender.Request) sender.Outcome // sender.Send, but for tests
 
@@ -114,12 +116,16 @@ func New(store Store, cfg Config) (*Dispatcher, error) {
 	if err != nil {
 		return nil, err
 	}
+	cursors, err := openCursors(context.Background(), store)
+	if err != nil {
+		return nil, err
+	}
 	clock := &clock{}
 	if err := clock.set(context.Background(), store); err != nil {
 		return nil, err
 	}
 	d := &Dispatcher{
-		cfg: cfg, schemas: schemas, store: store, log: cfg.Logger, box: box, headers: brandedHeaders(cfg.Brand), clock: clock,
+		cfg: cfg, schemas: schemas, store: store, log: cfg.Logger, box: box, cursors: cursors, headers: brandedHeaders(cfg.Brand), clock: clock,
 		sender:        sender.New(sending),
 		subscriptions: newSubscriptions(store, box, clock.now, &cfg),
 		lost:          make(chan struct{}, 1),

@@ -2,9 +2,7 @@ package posthorn
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/binary"
-	"errors"
 	"net/http"
 	"sync"
 	"time"
@@ -79,7 +77,7 @@ func (d *Dispatcher) Poll(ctx context.Context, repoID, webhookID string, q PollQ
 			if err != nil {
 				return Polled{}, err
 			}
-			return polled(&w, entries), nil
+			return d.polled(&w, entries), nil
 		}
 		select {
 		case <-woken:
@@ -105,50 +103,43 @@ func errInactive(w *Webhook) error {
 	return Errorf(CodeConflict, "the webhook is not active%s", w.whyInactive())
 }
 
-func polled(w *Webhook, entries []*Entry) (p Polled) {
-	cursor := binary.AppendUvarint(nil, uint64(w.Seq))
+// polled returns the entries to a receiver, and what acknowledges them.
+func (d *Dispatcher) polled(w *Webhook, entries []*Entry) (p Polled) {
+	var position []byte
 	for _, e := range entries {
 		p.Events = append(p.Events, PolledEvent{*e.Event, DeliveryID(e.Event, w.ID, e.Run, e.Attempt), e.Trigger})
-		cursor = binary.AppendUvarint(binary.AppendUvarint(cursor, uint64(e.Event.Seq)), uint64(e.Run))
+		position = binary.AppendUvarint(binary.AppendUvarint(position, uint64(e.Event.Seq)), uint64(e.Run))
 	}
-	p.Cursor = base64.RawURLEncoding.EncodeToString(cursor)
+	p.Cursor = d.SealCursor(pollScope(w), position)
 	return p
 }
+
+func pollScope(w *Webhook) string { return "poll " + w.ID }
 
 // polledEntry is what a cursor names.
 type polledEntry struct{ event, run int64 }
 
-// parseCursor returns the entries that a cursor of a webhook stands for.
-func parseCursor(w *Webhook, cursor string) (map[polledEntry]bool, error) {
-	raw, err := base64.RawURLEncoding.DecodeString(cursor)
-	next := func() int64 {
-		v, n := binary.Uvarint(raw)
-		if n <= 0 {
-			err, raw = errors.New("cut short"), nil
-			return 0
+// namedEntries returns the entries that the position of a cursor stands for.
+func namedEntries(position []byte) map[polledEntry]bool {
+	entries := map[polledEntry]bool{}
+	for {
+		event, n := binary.Uvarint(position)
+		run, m := binary.Uvarint(position[max(n, 0):])
+		if n <= 0 || m <= 0 {
+			return entries
 		}
-		raw = raw[n:]
-		return int64(v)
+		entries[polledEntry{int64(event), int64(run)}] = true
+		position = position[n+m:]
 	}
-	of, entries := int64(0), map[polledEntry]bool{}
-	if err == nil {
-		of = next()
-	}
-	for err == nil && len(raw) > 0 && len(entries) <= MaxPoll {
-		entries[polledEntry{next(), next()}] = true
-	}
-	if err != nil || of != w.Seq || len(entries) == 0 || len(entries) > MaxPoll {
-		return nil, invalid("cursor", "it is none that polling this webhook has returned")
-	}
-	return entries, nil
 }
 
 // acknowledge has the entries of a cursor recorded as delivered, those that are held still, and waits for that, but not for ever.
 func (d *Dispatcher) acknowledge(ctx context.Context, w *Webhook, cursor string) error {
-	named, err := parseCursor(w, cursor)
-	if err != nil {
-		return err
+	position, ok := d.OpenCursor(pollScope(w), cursor)
+	if !ok {
+		return invalid("cursor", "it is none that polling this webhook has returned")
 	}
+	named := namedEntries(position)
 	bounded, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	noted, err := d.recordPolled(bounded, w, named)

@@ -157,7 +157,7 @@ func (s *server) createToken(ctx context.Context, in *createTokenInput) (*output
 }
 
 func (s *server) listTokens(ctx context.Context, in *listTokensInput) (*output[tokenListJSON], error) {
-	list := newListing("tokens")
+	list := s.listing("tokens")
 	after, err := list.position(in.Cursor)
 	if err != nil {
 		return nil, err
@@ -176,7 +176,7 @@ func (s *server) revokeToken(ctx context.Context, in *tokenInput) (*struct{}, er
 }
 
 func (s *server) auditLog(ctx context.Context, repoID string, limit int, cursor string) (*output[auditLogJSON], error) {
-	list := newListing("audit", repoID)
+	list := s.listing("audit", repoID)
 	before, err := list.position(cursor)
 	if err != nil {
 		return nil, err

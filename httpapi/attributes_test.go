@@ -78,3 +78,21 @@ func TestLoop(t *testing.T) {
 		t.Errorf("%d deliveries failed, and there are %v events", failed, events["total"])
 	}
 }
+
+// A webhook whose URL is an operation that sends to it gets one delivery, and no other.
+func TestLoopByHand(t *testing.T) {
+	for _, operation := range []string{"ping", "test", "replays", "deliveries/{delivery}/redeliver"} {
+		t.Run(operation, func(t *testing.T) {
+			api := startAPI(t, posthorn.Config{RetryPolicy: &posthorn.RetryPolicy{}})
+			hook := api.webhook(fmt.Sprintf(`{"url":"%s/","events":["push"],"headers":{"Authorization":"Bearer %s","Prefer":"respond-async"}}`, api.url, token))
+			api.do("POST", hook+"/ping", "").ok(http.StatusAccepted)
+			first := <-api.made
+			path := hook + "/" + strings.ReplaceAll(operation, "{delivery}", first.ID)
+			api.do("PATCH", hook, fmt.Sprintf(`{"url":"%s%s"}`, api.url, path)).ok(http.StatusOK)
+			api.do("POST", "/api/v1/repos/r1/events", `{"eventType":"push","payload":{}}`).ok(http.StatusAccepted)
+			if d := <-api.made; d.ResponseStatus != http.StatusLoopDetected || !strings.Contains(d.ResponseBody, "a webhook leads back") {
+				t.Errorf("%d %s", d.ResponseStatus, d.ResponseBody)
+			}
+		})
+	}
+}

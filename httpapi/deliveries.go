@@ -177,7 +177,7 @@ func (s *server) registerDeliveries() {
 		Responses: map[string]*huma.Response{
 			"202": jsonResponse[redeliveryJSON](s, "The run is stored and will be made; success and response are not known yet"),
 		},
-		Middlewares: huma.Middlewares{withDeadline(0)},
+		Middlewares: huma.Middlewares{notFromDelivery, withDeadline(0)},
 	}, posthorn.ScopeDeliveriesWrite, s.redeliver)
 }
 
@@ -208,7 +208,7 @@ func withDeadline(limit time.Duration) func(huma.Context, func(huma.Context)) {
 }
 
 func (s *server) listDeliveries(ctx context.Context, in *listDeliveriesInput) (*output[deliveryListJSON], error) {
-	list := newListing("deliveries", in.RepoID, in.WebhookID, in.Success, in.EventType, in.EventID, in.Since, in.Until)
+	list := s.listing("deliveries", in.RepoID, in.WebhookID, in.Success, in.EventType, in.EventID, in.Since, in.Until)
 	before, err := list.position(in.Cursor)
 	if err != nil {
 		return nil, err

@@ -271,7 +271,7 @@ func newEvent(repoID string, body *newEventJSON, attributes posthorn.Attributes)
 }
 
 func (s *server) listEvents(ctx context.Context, in *listEventsInput) (*output[eventListJSON], error) {
-	list := newListing("events", in.RepoID)
+	list := s.listing("events", in.RepoID)
 	before, err := list.position(in.Cursor)
 	if err != nil {
 		return nil, err

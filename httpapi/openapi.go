@@ -157,6 +157,18 @@ func parseQuery(r *http.Request) (url.Values, *problem) {
 	return query, nil
 }
 
+// notFromDelivery refuses a request that is itself a delivery: what it asks for is sent to a webhook, and might lead back here
+// for ever. Only events that are posted say how many deliveries have led to them.
+func notFromDelivery(ctx huma.Context, next func(huma.Context)) {
+	if ctx.Header("webhook-id") != "" {
+		_, w := humago.Unwrap(ctx)
+		problemFor(posthorn.Errorf(posthorn.CodeLoop, "a delivery of a webhook asks for this, and would lead to another: a webhook leads back to where it comes from. "+
+			"If no delivery does, leave out the header webhook-id")).write(w)
+		return
+	}
+	next(ctx)
+}
+
 // jsonResponse describes an answer besides the one for the operation's default status.
 func jsonResponse[T any](s *server, description string) *huma.Response {
 	schema := s.api.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[T](), true, "")

@@ -79,6 +79,7 @@ func (s *server) registerReplays() {
 		Summary: "Start a replay",
 		Description: "Sends past events to the webhook: what it wants as it is now, and what is not on its way to it already. The oldest go first, a few at a time " +
 			"beside new events, each under the whole retry policy. It goes on after a restart. The answer comes when the events are counted, or after five seconds.",
+		Middlewares: huma.Middlewares{notFromDelivery},
 	}, posthorn.ScopeDeliveriesWrite, s.startReplay)
 	operation(s, huma.Operation{
 		OperationID: "listReplays", Method: http.MethodGet, Path: replays, Tags: tags,
@@ -121,7 +122,7 @@ func (s *server) startReplay(ctx context.Context, in *newReplayInput) (*output[r
 }
 
 func (s *server) listReplays(ctx context.Context, in *listReplaysInput) (*output[replayListJSON], error) {
-	list := newListing("replays", in.RepoID, in.WebhookID)
+	list := s.listing("replays", in.RepoID, in.WebhookID)
 	before, err := list.position(in.Cursor)
 	if err != nil {
 		return nil, err

@@ -279,11 +279,13 @@ func (s *server) registerWebhooks() {
 		OperationID: "pingWebhook", Method: http.MethodPost, Path: "/repos/{repoId}/webhooks/{webhookId}/ping", Tags: tags,
 		Summary: "Send a ping", DefaultStatus: http.StatusAccepted,
 		Description: "Sends an event of the type ping, whatever the webhook subscribes to. Its deliveries show how it went.",
+		Middlewares: huma.Middlewares{notFromDelivery},
 	}, posthorn.ScopeWebhooksWrite, s.pingWebhook)
 	operation(s, huma.Operation{
 		OperationID: "testWebhook", Method: http.MethodPost, Path: "/repos/{repoId}/webhooks/{webhookId}/test", Tags: tags,
 		Summary: "Send a test", DefaultStatus: http.StatusAccepted,
 		Description: "Sends an event to this webhook and to no other, whatever it subscribes to. Its deliveries show how it went. Tests are never replayed.",
+		Middlewares: huma.Middlewares{notFromDelivery},
 	}, posthorn.ScopeWebhooksWrite, s.testWebhook)
 }
 
@@ -316,7 +318,7 @@ func (s *server) createWebhook(ctx context.Context, in *createWebhookInput) (*ou
 }
 
 func (s *server) listWebhooks(ctx context.Context, in *listWebhooksInput) (*output[webhookListJSON], error) {
-	list := newListing("webhooks", in.RepoID)
+	list := s.listing("webhooks", in.RepoID)
 	after, err := list.position(in.Cursor)
 	if err != nil {
 		return nil, err
