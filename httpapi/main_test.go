@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -59,6 +61,11 @@ func newTestAPI(t testing.TB, cfg posthorn.Config) *testAPI {
 	})
 	cfg.Logger = slog.New(slog.DiscardHandler)
 	cfg.AllowTargets = []string{"127.0.0.1/32"}
+	if cfg.Resolver == nil { // so that no name leads off the machine
+		cfg.Resolver = &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
+			return nil, errors.New("there is no DNS in this test")
+		}}
+	}
 	cfg.OnDelivery = func(d posthorn.Delivery) { api.made <- d }
 	d, err := posthorn.New(store, cfg)
 	if err != nil {

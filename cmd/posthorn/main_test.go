@@ -24,10 +24,15 @@ const patience = 4 * time.Minute
 // goRace is the environment variable GORACE of the processes that tests start.
 const goRace = "atexit_sleep_ms=10"
 
+// noDNS is what the environment variable POSTHORN_DNS_SERVER of the servers that tests start has, but for those with a DNS
+// server of their own: nobody answers there, so that no name of a webhook leads off the machine.
+const noDNS = "127.0.0.1:1"
+
 // TestMain makes the test binary a posthorn as well: under that name, in a folder that PATH starts with, it runs main.
 func TestMain(m *testing.M) {
 	// A program with the race detector waits for a second at its end, and hundreds are run here.
 	os.Setenv("GORACE", goRace)
+	os.Setenv("POSTHORN_DNS_SERVER", noDNS)
 	testscript.Main(m, map[string]func(){
 		"posthorn": main,
 		"environ":  func() { fmt.Println(strings.Join(os.Environ(), "\n")) },

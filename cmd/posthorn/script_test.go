@@ -33,6 +33,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Values[processes{}] = map[string]*process{}
 			env.Setenv("GORACE", goRace)
+			env.Setenv("POSTHORN_DNS_SERVER", noDNS)
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
