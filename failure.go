@@ -520,6 +520,15 @@ func (s *scheduler) pause(q *queue, d time.Duration) {
 	}
 }
 
+// hold pauses a webhook because its receiver asked for that. Meanwhile it takes up no more than a failing one, so that others
+// have room. It returns what it may not hold in memory any longer.
+func (s *scheduler) hold(q *queue, d time.Duration) (handedBack []*Entry) {
+	q.held, q.regained = true, probeQueue
+	s.setStanding(q, q.earned)
+	s.pause(q, d)
+	return s.shrink(q)
+}
+
 func (s *scheduler) resumeLater(q *queue) {
 	time.AfterFunc(time.Until(q.resume), func() {
 		s.mu.Lock()
@@ -528,7 +537,8 @@ func (s *scheduler) resumeLater(q *queue) {
 			s.resumeLater(q)
 			return
 		}
-		q.paused = false
+		q.paused, q.held = false, false
+		s.setStanding(q, q.earned)
 		s.list(q)
 		s.settle(q)
 		s.start()

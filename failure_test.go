@@ -247,6 +247,133 @@ func TestRetryAfterHoldsAll(t *testing.T) {
 	})
 }
 
+// Receivers that ask for a pause have little in memory meanwhile, so that there is room for others.
+func TestHeldLeaveRoom(t *testing.T) {
+	inWorld(t, posthorn.Config{MaxQueuedBytes: 256 << 10}, func(t *testing.T, w *world) {
+		const limited, backlog = 8, 100
+		var holding atomic.Bool
+		w.answers(func(r request) sender.Outcome {
+			if r.url != good && holding.Load() {
+				return sender.Outcome{Status: 429, Header: http.Header{"Retry-After": {"60"}}}
+			}
+			return ok200
+		})
+		dispatch := func(repo string) {
+			if _, err := w.Dispatch(t.Context(), posthorn.Event{RepoID: repo, Type: "push", Payload: strings.Repeat("x", 4<<10)}); err != nil {
+				t.Error(err)
+			}
+		}
+		for i := range limited {
+			w.webhook("r1", fmt.Sprint("http://limited/", i))
+		}
+		w.webhook("r2", good)
+		dispatch("r1") // they are proven now
+		synctest.Wait()
+		holding.Store(true)
+		for range backlog {
+			dispatch("r1")
+		}
+		pass(5 * time.Second)
+		dispatch("r2")
+		pass(time.Second / 2)
+		if n := len(w.seen(good)); n != 1 {
+			t.Errorf("%d requests to the one that asks for no pause", n)
+		}
+		if _, bytes := w.Held(); bytes > 192<<10 {
+			t.Errorf("%d bytes in memory are of paused webhooks", bytes)
+		}
+		holding.Store(false)
+		pass(2 * time.Minute)
+		if n, most := len(w.seen("")), limited*(backlog+10)+1; n < limited*(backlog+1)+1 || n > most {
+			t.Errorf("%d requests in the end, at most %d are needed", n, most)
+		}
+	})
+}
+
+// A receiver that takes a few requests and then asks for a pause, again and again, does not have its backlog moved between the store and
+// memory each time.
+func TestHeldAgainAndAgain(t *testing.T) {
+	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
+		const backlog, atOnce = 600, 10
+		w.webhook("r1", bad)
+		taken := 0
+		w.answers(func(r request) sender.Outcome {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if taken++; taken%(atOnce+1) == 0 {
+				return sender.Outcome{Status: 429, Header: http.Header{"Retry-After": {"1"}}}
+			}
+			return ok200
+		})
+		for i := range backlog {
+			w.dispatch("r1", fmt.Sprint("e", i))
+		}
+		pass(20 * time.Second)
+		seen := len(w.seen(bad))
+		if seen < 15*atOnce {
+			t.Errorf("only %d requests were made", seen)
+		}
+		if claimed := int(w.claimed.Load()); claimed > 3*seen {
+			t.Errorf("%d entries were claimed for %d requests", claimed, seen)
+		}
+	})
+}
+
+// What was held while a webhook was not active comes with few requests at first, on each node, also to a receiver that took many at once before.
+func TestActiveAgainGently(t *testing.T) {
+	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
+		other := w.another("B")
+		hook := w.withOptions("r1", good, posthorn.Options{KeepWhileInactive: true})
+		inFlight, most := 0, 0
+		w.answers(func(request) sender.Outcome {
+			w.mu.Lock()
+			inFlight++
+			most = max(most, inFlight)
+			w.mu.Unlock()
+			pass(50 * time.Millisecond)
+			w.mu.Lock()
+			inFlight--
+			w.mu.Unlock()
+			return ok200
+		})
+		burst := func(name string) {
+			for i := range 150 {
+				w.dispatch("r1", fmt.Sprint(name, i))
+				other.dispatch("r1", fmt.Sprint(name, "B", i))
+			}
+		}
+		burst("before")
+		pass(20 * time.Second)
+		if most < 20 {
+			t.Fatalf("the receiver had only %d requests at once", most)
+		}
+		active := false
+		if _, err := w.UpdateWebhook(t.Context(), "r1", hook.ID, posthorn.WebhookPatch{Active: &active}); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Second)
+		burst("held")
+		w.mu.Lock()
+		most = 0
+		w.mu.Unlock()
+		active = true
+		if _, err := w.UpdateWebhook(t.Context(), "r1", hook.ID, posthorn.WebhookPatch{Active: &active}); err != nil {
+			t.Fatal(err)
+		}
+		for most == 0 {
+			pass(10 * time.Millisecond)
+		}
+		pass(150 * time.Millisecond) // three rounds
+		if most > 16 {
+			t.Errorf("%d requests at once arrived at first", most)
+		}
+		pass(time.Minute)
+		if n := len(w.seen(good)); n != 600 {
+			t.Errorf("%d requests in the end", n)
+		}
+	})
+}
+
 // 410 disables a webhook, with a reason; what is queued waits until it is active again.
 func TestGone(t *testing.T) {
 	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {

@@ -40,6 +40,7 @@ type world struct {
 // outside is what a node has to do with besides its store.
 type outside struct {
 	clock    time.Duration // how far the store's clock is ahead of the bubble's
+	claimed  atomic.Int64  // entries, ever
 	mu       sync.Mutex
 	answer   func(request) sender.Outcome
 	requests []request
@@ -136,7 +137,7 @@ func (w *world) prepare() {
 		defer w.mu.Unlock()
 		w.recorded = append(w.recorded, d)
 	}
-	d, err := posthorn.New(mortal{w.store, w.clock, w.crashed, &w.tampered}, cfg)
+	d, err := posthorn.New(mortal{w.store, w.clock, w.crashed, &w.tampered, &w.claimed}, cfg)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -256,6 +257,7 @@ type mortal struct {
 	clock    time.Duration
 	dead     *atomic.Bool
 	tampered *atomic.Pointer[tamper]
+	claimed  *atomic.Int64
 }
 
 // tamper is what happens to a node's call of a store's method. do is what should happen.
@@ -297,7 +299,9 @@ func (m mortal) Due(ctx context.Context, now time.Time, horizon time.Duration, a
 }
 
 func (m mortal) Claim(ctx context.Context, c posthorn.Claim) ([]*posthorn.Entry, error) {
-	return tampering(ctx, m, "Claim", func() ([]*posthorn.Entry, error) { return m.Store.Claim(ctx, c) })
+	entries, err := tampering(ctx, m, "Claim", func() ([]*posthorn.Entry, error) { return m.Store.Claim(ctx, c) })
+	m.claimed.Add(int64(len(entries)))
+	return entries, err
 }
 
 func (m mortal) Lease(ctx context.Context, node int64, until time.Time) (int64, error) {

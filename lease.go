@@ -380,9 +380,9 @@ func (c *claimer) run(ctx context.Context) {
 }
 
 // sweep makes the scheduler want whatever webhook has something due. Where that is more than it has room for, the next
-// sweep goes on behind the last one.
+// sweep goes on behind the last one, with a page at least: those that crowd it must not hide all others for ever.
 func (c *claimer) sweep(ctx context.Context) {
-	for !c.sched.crowded() {
+	for first := true; first || !c.sched.crowded(); first = false {
 		due, err := c.due(ctx)
 		if err != nil {
 			c.failed("look for what is due", err)
@@ -472,13 +472,19 @@ func (s *scheduler) claimSoon(q *queue) {
 	}
 }
 
+// claimNow asks for a claim for a webhook that has something to be sent by hand, however full its queue is.
+func (s *scheduler) claimNow(q *queue) {
+	q.urgent = q.claiming // that may have looked already
+	s.claimSoon(q)
+}
+
 // wantRetry asks for a claim for a webhook that has a retry due, at once if that is of a run asked for by hand.
 func (s *scheduler) wantRetry(webhook int64, byHand bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	q := s.queue(webhook)
 	if byHand {
-		s.claimSoon(q)
+		s.claimNow(q)
 	}
 	s.want(q)
 }
@@ -520,7 +526,7 @@ func (s *scheduler) planClaim() (plan []planned, node int64) {
 			continue
 		}
 		p := planned{queue: q, limit: min(share, max(1, s.room(q))), spills: q.spills}
-		q.wanted = false
+		q.wanted, q.urgent = false, false
 		q.reserved += p.limit
 		plan = append(plan, p)
 	}
@@ -558,6 +564,9 @@ func (s *scheduler) claimed(plan []planned, node int64, entries []*Entry, maxByt
 			s.want(q)
 		default: // there is no more, but for what is being committed, and what another node was just looking at
 			q.spilled = q.spilling > 0 || s.dropped
+		}
+		if q.urgent {
+			s.claimSoon(q)
 		}
 		s.settle(q)
 	}

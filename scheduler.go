@@ -17,7 +17,8 @@ import (
 // and unknown ones at most three quarters: a proven webhook never waits for others, and a new one not for failing ones.
 // Within this, a webhook's own limit of requests in flight follows what the receiver can take (see limit). One that keeps failing
 // is probed with one request at a time, and after pauses, so that a backlog of one that refuses at once doesn't keep the node
-// and the store busy; and it holds next to nothing in memory.
+// and the store busy; and it holds next to nothing in memory. Nor does one whose receiver asks for a pause, which isn't proven again before that
+// is over: receivers that limit rates may be good ones, but together they would fill the memory with what nobody may send yet.
 //
 // Proven webhooks may begin to hang, many at the same moment, with as many requests in flight as their limits allow.
 // Therefore the last quarter of what proven ones may have in flight is for those that have none: they are never kept waiting
@@ -77,13 +78,16 @@ type queue struct {
 	byHand    []*Entry // asked for by hand: these go first
 	automatic []*Entry
 	used      usage
-	limit     limit.Limit // of requests in flight
-	failures  int         // in a row
-	standing  limit.Standing
+	limit     limit.Limit    // of requests in flight
+	failures  int            // in a row
+	standing  limit.Standing // that it is treated by: its answers say earned, and it is a failing one while it is held
+	earned    limit.Standing
 	listed    bool // it is in ready
 	waiting   bool // it is in the scheduler's waiting; it may be in ready, too
 	paused    bool // it is not to be sent to before resume
 	resume    time.Time
+	held      bool // it is paused because its receiver asked for that
+	regained  int  // entries that it may have in memory, one more with each success since it was held; 0: as many as others
 	flow      flow // what the webhook is known to want
 	reserved  int  // places kept for entries that are being committed or claimed
 
@@ -92,6 +96,7 @@ type queue struct {
 	spilled  bool // the store may have free entries that are due: later ones must not overtake them
 	wanted   bool // to be claimed for as soon as half of the queue is free
 	claiming bool // it is in claims, or being claimed for
+	urgent   bool // to be claimed for once more, whatever is in memory
 }
 
 func newScheduler(l limits, attempt func(*Entry) Result, record func(Result)) *scheduler {
@@ -108,7 +113,7 @@ func cost(payload int) int { return payload + entryBytes }
 func (s *scheduler) queue(webhook int64) *queue {
 	q := s.queues[webhook]
 	if q == nil {
-		q = &queue{seq: webhook, limit: limit.New(s.limits.perWebhook), standing: limit.Unknown}
+		q = &queue{seq: webhook, limit: limit.New(s.limits.perWebhook), standing: limit.Unknown, earned: limit.Unknown}
 		s.queues[webhook] = q
 	}
 	return q
@@ -177,7 +182,7 @@ func (s *scheduler) accepted(a *acceptance, node int64) {
 		if !a.reserved[i] {
 			s.spilled(q)
 			if a.trigger.ByHand() {
-				s.claimSoon(q)
+				s.claimNow(q)
 			}
 			continue
 		}
@@ -201,7 +206,7 @@ func (s *scheduler) enqueued(e *Entry, node int64) {
 	q := s.queue(e.WebhookSeq)
 	if node == 0 {
 		s.spilled(q)
-		s.claimSoon(q)
+		s.claimNow(q)
 		return
 	}
 	q.reserved--
@@ -238,13 +243,17 @@ func (s *scheduler) room(q *queue) int {
 }
 
 func (s *scheduler) capacity(q *queue) int {
-	switch {
-	case q.standing == limit.Failing:
-		return min(s.limits.queued, probeQueue)
-	case q.flow.perSecond > 0: // what would stay there for long has no business in memory
-		return min(s.limits.queued, max(probeQueue, 2*q.flow.perSecond))
+	n := s.limits.queued
+	if q.standing == limit.Failing {
+		n = min(n, probeQueue)
 	}
-	return s.limits.queued
+	if q.flow.perSecond > 0 { // what would stay there for long has no business in memory
+		n = min(n, max(probeQueue, 2*q.flow.perSecond))
+	}
+	if q.regained > 0 { // a receiver that takes a few and then asks for a pause, again and again, has no more moved to and fro
+		n = min(n, q.regained)
+	}
+	return n
 }
 
 // hasBytes reports whether a queue may take up so many bytes more: within what its standing may use, and alone no more
@@ -279,7 +288,12 @@ func (s *scheduler) addInFlight(q *queue, n int) {
 	s.used[q.standing].inFlight += n
 }
 
+// setStanding says what a webhook's answers make of it.
 func (s *scheduler) setStanding(q *queue, st limit.Standing) {
+	q.earned = st
+	if q.held {
+		st = limit.Failing
+	}
 	s.used[q.standing].inFlight -= q.used.inFlight
 	s.used[q.standing].bytes -= q.used.bytes
 	q.standing = st
@@ -438,6 +452,11 @@ func (s *scheduler) finish(q *queue, r *Result) (handedBack []*Entry) {
 		q.failures = 0
 		q.limit.Succeeded(now, r.Delivery.took(), r.Delivery.latency())
 		s.setStanding(q, limit.Proven)
+		if q.regained > 0 {
+			if q.regained++; q.regained >= s.limits.queued {
+				q.regained = 0
+			}
+		}
 	default:
 		q.failures++
 		q.limit.Failed(now, r.Delivery.took())
@@ -445,8 +464,7 @@ func (s *scheduler) finish(q *queue, r *Result) (handedBack []*Entry) {
 			q.limit.Cut(now)
 		}
 		if r.hold > 0 {
-			s.pause(q, r.hold)
-			handedBack = s.shrink(q)
+			handedBack = s.hold(q, r.hold)
 		}
 		if q.failures >= probeAfter {
 			q.limit.Cut(now)
@@ -472,12 +490,13 @@ func (s *scheduler) setFlow(q *queue, f flow) {
 	q.limit.SetMost(f.inFlight)
 }
 
-// changed says that a webhook was changed. Until an attempt tells what it wants now, it gets one request at a time.
+// changed says that a webhook was changed, by whatever node. Until an attempt tells what it wants now, it gets one request at a
+// time, and goes up from there: what was held while it was not active comes gently.
 func (s *scheduler) changed(webhook int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if q := s.queues[webhook]; q != nil {
-		s.setFlow(q, flow{inFlight: 1})
+		s.setFlow(q, flow{inFlight: 1, perSecond: q.flow.perSecond})
 	}
 }
 
