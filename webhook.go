@@ -279,9 +279,7 @@ func (d *Dispatcher) UpdateWebhook(ctx context.Context, repoID, id string, p Web
 		return Webhook{}, err
 	}
 	d.subscriptions.invalidate(repoID, w.Seq)
-	if p.MaxInFlight != nil || p.MaxPerSecond != nil {
-		d.sched.changed(w.Seq)
-	}
+	d.sched.changed(w.Seq)
 	if p.Active != nil && *p.Active {
 		d.sched.wantSpilled(w.Seq)
 	}
