@@ -211,6 +211,7 @@ func (d *Dispatcher) Authenticate(ctx context.Context, text string) (Token, erro
 	}
 	hash, now := hashToken(text), d.clock.now()
 	t, generation, ok := d.tokens.get(hash)
+	asked := time.Now()
 	if !ok {
 		var err error
 		t, err = d.store.TokenByHash(ctx, hash)
@@ -233,7 +234,7 @@ func (d *Dispatcher) Authenticate(ctx context.Context, text string) (Token, erro
 		}
 		t.LastUsedAt = now
 	}
-	d.tokens.put(hash, t, generation)
+	d.tokens.put(hash, t, generation, asked)
 	return t, nil
 }
 
@@ -256,7 +257,8 @@ func (c *tokenCache) get(hash string) (t Token, generation int, ok bool) {
 	return cached.token, c.generation, ok && time.Now().Before(cached.until)
 }
 
-func (c *tokenCache) put(hash string, t Token, generation int) {
+// put keeps a token for a while from when the store was asked for it, however long it took to get here.
+func (c *tokenCache) put(hash string, t Token, generation int, asked time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if generation != c.generation {
@@ -265,7 +267,7 @@ func (c *tokenCache) put(hash string, t Token, generation int) {
 	if c.byHash == nil || len(c.byHash) >= maxCachedTokens {
 		c.byHash = map[string]cachedToken{}
 	}
-	c.byHash[hash] = cachedToken{t, time.Now().Add(tokenFresh)}
+	c.byHash[hash] = cachedToken{t, asked.Add(tokenFresh)}
 }
 
 func (c *tokenCache) clear() {

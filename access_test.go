@@ -178,6 +178,18 @@ func TestRevokeToken(t *testing.T) {
 		b.wantToken(text, token) // it was good when this began
 		b.wantUnauthorized(text, "revoked")
 
+		// B takes long to note the use of one that is revoked elsewhere meanwhile: what it has read is not new by then.
+		slow, text := a.token(nil)
+		b.tamper(once(func(do func() error) error {
+			if err := a.RevokeToken(context.Background(), slow.ID); err != nil {
+				t.Error(err)
+			}
+			pass(2 * time.Second)
+			return do()
+		}, "TouchToken"))
+		b.wantToken(text, slow)
+		b.wantUnauthorized(text, "revoked")
+
 		other, text := a.token(nil)
 		a.wantToken(text, other)
 		b.wantToken(text, other)

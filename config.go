@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -77,7 +78,7 @@ type Config struct {
 	// MaxPayload is how many bytes an event's payload may have. Defaults to 1 MiB; at most 25 MiB.
 	MaxPayload int
 
-	// MaxInFlight is how many requests may be under way at once. Defaults to 1024.
+	// MaxInFlight is how many requests may be under way at once. Defaults to 1024; at most 1,048,576, as the next two.
 	MaxInFlight int
 	// MaxInFlightPerWebhook is how many of them may be to one webhook at most. Within that, each webhook gets what it can
 	// take: one at first, more as long as it answers as soon as it used to. Defaults to 64.
@@ -85,7 +86,7 @@ type Config struct {
 	// MaxQueued is how many entries of one webhook are held in memory. What is queued beyond that waits in the store.
 	// Defaults to 1024.
 	MaxQueued int
-	// MaxQueuedBytes is how many bytes of payload are held in memory in all. Defaults to 64 MiB.
+	// MaxQueuedBytes is how many bytes of payload are held in memory in all. Defaults to 64 MiB; at most 1 TiB.
 	MaxQueuedBytes int
 
 	// Retention is how long events and deliveries are kept. Defaults to 30 days.
@@ -174,18 +175,24 @@ func (c Config) withDefaults() (Config, error) {
 		policy = RetryPolicy{slices.Clone(c.RetryPolicy.Delays), c.RetryPolicy.Jitter}
 	}
 	c.RetryPolicy = &policy
-	for name, n := range map[string]int64{
-		"Timeout": int64(c.Timeout), "MaxPayload": int64(c.MaxPayload), "MaxInFlight": int64(c.MaxInFlight),
-		"MaxInFlightPerWebhook": int64(c.MaxInFlightPerWebhook), "MaxQueued": int64(c.MaxQueued),
-		"MaxQueuedBytes": int64(c.MaxQueuedBytes), "Retention": int64(c.Retention),
-		"AuditRetention": int64(c.AuditRetention), "MaxWebhooksPerRepo": int64(c.MaxWebhooksPerRepo),
+	const most = 1 << 20 // of what is counted: several times as many must be a number, too
+	for _, f := range []struct {
+		name    string
+		n, most int64
+	}{
+		{"Timeout", int64(c.Timeout), math.MaxInt64},
+		{"MaxPayload", int64(c.MaxPayload), MaxPayloadLimit},
+		{"MaxInFlight", int64(c.MaxInFlight), most},
+		{"MaxInFlightPerWebhook", int64(c.MaxInFlightPerWebhook), most},
+		{"MaxQueued", int64(c.MaxQueued), most},
+		{"MaxQueuedBytes", int64(c.MaxQueuedBytes), 1 << 40},
+		{"Retention", int64(c.Retention), math.MaxInt64},
+		{"AuditRetention", int64(c.AuditRetention), math.MaxInt64},
+		{"MaxWebhooksPerRepo", int64(c.MaxWebhooksPerRepo), math.MaxInt64},
 	} {
-		if n < 0 {
-			return c, Errorf(CodeInvalid, "Config.%s is negative", name)
+		if f.n < 0 || f.n > f.most {
+			return c, Errorf(CodeInvalid, "Config.%s is %d: it must be from 0, for its default, to %d", f.name, f.n, f.most)
 		}
-	}
-	if c.MaxPayload > MaxPayloadLimit {
-		return c, Errorf(CodeInvalid, "Config.MaxPayload is %d bytes: the most is %d", c.MaxPayload, MaxPayloadLimit)
 	}
 	for _, t := range c.EventTypes {
 		if err := checkEventTypeName(t); err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"strings"
 	"testing"
@@ -479,6 +480,7 @@ func TestConfigRefused(t *testing.T) {
 		for field, cfg := range map[string]posthorn.Config{
 			"Timeout":      {Timeout: -1},
 			"MaxPayload":   {MaxPayload: posthorn.MaxPayloadLimit + 1},
+			"MaxInFlight":  {MaxInFlight: math.MaxInt},
 			"EventTypes":   {EventTypes: []string{"a b"}},
 			"RetryPolicy":  {RetryPolicy: &posthorn.RetryPolicy{Jitter: 2}},
 			"Brand":        {Brand: "Muse Hub"},
