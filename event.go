@@ -351,7 +351,7 @@ func (d *Dispatcher) wanting(subs *subscribers, event *AcceptedEvent) ([]recipie
 
 // FilterResult is what a filter makes of a past event.
 type FilterResult struct {
-	Event   AcceptedEvent
+	Event   AcceptedEvent // without its payload: those of 200 events may be gigabytes
 	Matches bool
 	Err     error // why that can't be told; the webhook would not get the event
 }
@@ -373,11 +373,13 @@ func (d *Dispatcher) TestFilter(ctx context.Context, repoID, expression string, 
 			return nil, err
 		}
 		for i := range page.Items {
-			r := FilterResult{Event: page.Items[i]}
-			e, err := filterable(&r.Event)
+			event := &page.Items[i]
+			e, err := filterable(event)
 			if err != nil {
 				return nil, err
 			}
+			event.Payload = nil
+			r := FilterResult{Event: *event}
 			r.Matches, r.Err = f.Match(e)
 			results = append(results, r)
 		}
