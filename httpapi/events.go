@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -207,6 +208,9 @@ func (s *server) postEvent(ctx context.Context, in *postInput[newEventJSON]) (*p
 	}
 	receipt, err := s.dispatcher.Dispatch(ctx, event)
 	if err != nil {
+		if event.ID != "" {
+			err = repeatable(err)
+		}
 		return nil, err
 	}
 	status := http.StatusAccepted
@@ -239,6 +243,9 @@ func (s *server) postEvents(ctx context.Context, in *postInput[newEventsJSON]) (
 				ofAll.Field = "repoId"
 			}
 			return nil, &ofAll
+		}
+		if !slices.ContainsFunc(events, func(e posthorn.Event) bool { return e.ID == "" }) {
+			err = repeatable(err)
 		}
 		return nil, err
 	}

@@ -1,15 +1,18 @@
 package httpapi
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/musehub/posthorn"
+	"github.com/musehub/posthorn/sqlite"
 )
 
 // Cases 6 and 37: a payload is received, logged and shown as the bytes that were posted.
@@ -312,4 +315,53 @@ func TestExplainEvent(t *testing.T) {
 	api.do("GET", path+"?webhookId=unknown", "").problem(http.StatusNotFound, "Webhook not found", "")
 	api.do("GET", strings.Replace(path, "e1", "e2", 1), "").problem(http.StatusNotFound, "Event not found", "")
 	api.do("GET", strings.Replace(path, "r1", "r2", 1)+"?webhookId="+got, "").problem(http.StatusNotFound, "Event not found", "")
+}
+
+// lossy is a store that is lost in the middle of its next commit of events.
+type lossy struct {
+	*sqlite.Store
+	lost atomic.Bool
+}
+
+// Commit implements [posthorn.Store].
+func (s *lossy) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Acceptance, error) {
+	accepted, err := s.Store.Commit(ctx, b)
+	if err == nil && len(b.Events) > 0 && s.lost.CompareAndSwap(true, false) {
+		return nil, posthorn.Errorf(posthorn.CodeUncertain, "the connection was lost during COMMIT")
+	}
+	return accepted, err
+}
+
+// Where nobody knows whether an event was accepted, clients are told to repeat it only if that sends nothing twice.
+func TestUncertainPosts(t *testing.T) {
+	for body, repeatable := range map[string]bool{
+		`{"eventType":"push","payload":1,"eventId":"e1"}`:                                               true,
+		`{"eventType":"push","payload":1}`:                                                              false,
+		`{"events":[{"eventType":"push","payload":1,"eventId":"e1"}]}`:                                  true,
+		`{"events":[{"eventType":"push","payload":1,"eventId":"e1"},{"eventType":"push","payload":2}]}`: false,
+	} {
+		store := &lossy{Store: openStore(t)}
+		api := newTestAPIOver(t, store, posthorn.Config{})
+		if err := api.dispatcher.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		api.webhook(`{"polled":true,"events":["push"]}`)
+		store.lost.Store(true)
+		path := "/api/v1/repos/r1/events"
+		if strings.Contains(body, "events") {
+			path += ":batch"
+		}
+		a := api.do("POST", path, body)
+		a.problem(http.StatusServiceUnavailable, "the same eventId again settles it", "")
+		if got := a.header.Get("Retry-After"); repeatable != (got == "1") {
+			t.Errorf("%s: Retry-After %q", body, got)
+		}
+		if repeatable {
+			continue
+		}
+		events := api.do("GET", "/api/v1/repos/r1/events", "").ok(http.StatusOK)["events"].([]any)
+		if id := events[0].(map[string]any)["eventId"].(string); !strings.Contains(string(a.body), id) {
+			t.Errorf("%s: the event is %s, which the answer doesn't say: %s", body, id, a.body)
+		}
+	}
 }

@@ -49,7 +49,12 @@ func startAPI(t testing.TB, cfg posthorn.Config) *testAPI {
 // newTestAPI is startAPI without starting the Dispatcher.
 func newTestAPI(t testing.TB, cfg posthorn.Config) *testAPI {
 	t.Helper()
-	api := &testAPI{t: t, logged: &logBuffer{}, made: make(chan posthorn.Delivery, 100)}
+	return newTestAPIOver(t, openStore(t), cfg)
+}
+
+// openStore returns an empty store.
+func openStore(t testing.TB) *sqlite.Store {
+	t.Helper()
 	store, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "posthorn.db"))
 	if err != nil {
 		t.Fatal(err)
@@ -59,6 +64,13 @@ func newTestAPI(t testing.TB, cfg posthorn.Config) *testAPI {
 			t.Error(err)
 		}
 	})
+	return store
+}
+
+// newTestAPIOver is newTestAPI on a store that something may be wrong with.
+func newTestAPIOver(t testing.TB, store posthorn.Store, cfg posthorn.Config) *testAPI {
+	t.Helper()
+	api := &testAPI{t: t, logged: &logBuffer{}, made: make(chan posthorn.Delivery, 100)}
 	cfg.Logger = slog.New(slog.DiscardHandler)
 	cfg.AllowTargets = []string{"127.0.0.1/32"}
 	if cfg.Resolver == nil { // so that no name leads off the machine
