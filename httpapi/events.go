@@ -202,10 +202,12 @@ func (s *server) postEvent(ctx context.Context, in *postInput[newEventJSON]) (*p
 	if err != nil {
 		return nil, err
 	}
-	now, actor := time.Now(), posthorn.ActorOf(ctx)
-	if err := s.rates.check(now, actor, in.RepoID); err != nil {
+	settle, err := s.count(ctx, in.RepoID, 1)
+	if err != nil {
 		return nil, err
 	}
+	accepted := 0
+	defer func() { settle(accepted) }()
 	receipt, err := s.dispatcher.Dispatch(ctx, event)
 	if err != nil {
 		if event.ID != "" {
@@ -217,7 +219,7 @@ func (s *server) postEvent(ctx context.Context, in *postInput[newEventJSON]) (*p
 	if receipt.Duplicate {
 		status = http.StatusOK
 	} else {
-		s.rates.charge(now, actor, in.RepoID, 1)
+		accepted = 1
 	}
 	return &postOutput[receiptJSON]{status, receiptJSON{receipt.EventID, receipt.Deliveries}}, nil
 }
@@ -230,10 +232,12 @@ func (s *server) postEvents(ctx context.Context, in *postInput[newEventsJSON]) (
 			return nil, within(fmt.Sprintf("events[%d]", i), err)
 		}
 	}
-	now, actor := time.Now(), posthorn.ActorOf(ctx)
-	if err := s.rates.check(now, actor, in.RepoID); err != nil {
+	settle, err := s.count(ctx, in.RepoID, len(events))
+	if err != nil {
 		return nil, err
 	}
+	accepted := 0
+	defer func() { settle(accepted) }()
 	receipts, err := s.dispatcher.DispatchBatch(ctx, events)
 	if err != nil {
 		if e, ok := errors.AsType[*posthorn.Error](err); ok && e.Field == "events[0].repoId" { // it is that of all, and in the path
@@ -250,7 +254,6 @@ func (s *server) postEvents(ctx context.Context, in *postInput[newEventsJSON]) (
 		return nil, err
 	}
 	out := &postOutput[batchReceiptsJSON]{http.StatusOK, batchReceiptsJSON{make([]batchReceiptJSON, len(receipts))}}
-	accepted := 0
 	for i, r := range receipts {
 		out.Body.Events[i] = batchReceiptJSON{r.EventID, r.Deliveries, r.Duplicate}
 		if !r.Duplicate {
@@ -258,8 +261,21 @@ func (s *server) postEvents(ctx context.Context, in *postInput[newEventsJSON]) (
 			accepted++
 		}
 	}
-	s.rates.charge(now, actor, in.RepoID, accepted)
 	return out, nil
+}
+
+// count counts n events that the caller is about to post to a repo, unless one of them has to wait. settle must be called with how many
+// were accepted: the others cost nothing.
+func (s *server) count(ctx context.Context, repoID string, n int) (settle func(accepted int), err error) {
+	actor := posthorn.ActorOf(ctx)
+	if err := s.rates.take(time.Now(), actor, repoID, n); err != nil {
+		return nil, err
+	}
+	return func(accepted int) {
+		if ctx.Err() == nil { // otherwise nobody knows, and hanging up is to be no way around the limit
+			s.rates.give(time.Now(), actor, repoID, n-accepted)
+		}
+	}, nil
 }
 
 // newEvent is the event that a body posts.

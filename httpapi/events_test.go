@@ -1,18 +1,15 @@
 package httpapi
 
 import (
-	"context"
 	"io"
 	"net/http"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/musehub/posthorn"
-	"github.com/musehub/posthorn/sqlite"
 )
 
 // Cases 6 and 37: a payload is received, logged and shown as the bytes that were posted.
@@ -317,21 +314,6 @@ func TestExplainEvent(t *testing.T) {
 	api.do("GET", strings.Replace(path, "r1", "r2", 1)+"?webhookId="+got, "").problem(http.StatusNotFound, "Event not found", "")
 }
 
-// lossy is a store that is lost in the middle of its next commit of events.
-type lossy struct {
-	*sqlite.Store
-	lost atomic.Bool
-}
-
-// Commit implements [posthorn.Store].
-func (s *lossy) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Acceptance, error) {
-	accepted, err := s.Store.Commit(ctx, b)
-	if err == nil && len(b.Events) > 0 && s.lost.CompareAndSwap(true, false) {
-		return nil, posthorn.Errorf(posthorn.CodeUncertain, "the connection was lost during COMMIT")
-	}
-	return accepted, err
-}
-
 // Where nobody knows whether an event was accepted, clients are told to repeat it only if that sends nothing twice.
 func TestUncertainPosts(t *testing.T) {
 	for body, repeatable := range map[string]bool{
@@ -340,13 +322,18 @@ func TestUncertainPosts(t *testing.T) {
 		`{"events":[{"eventType":"push","payload":1,"eventId":"e1"}]}`:                                  true,
 		`{"events":[{"eventType":"push","payload":1,"eventId":"e1"},{"eventType":"push","payload":2}]}`: false,
 	} {
-		store := &lossy{Store: openStore(t)}
+		store := &tampered{Store: openStore(t)}
 		api := newTestAPIOver(t, store, posthorn.Config{})
 		if err := api.dispatcher.Start(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		api.webhook(`{"polled":true,"events":["push"]}`)
-		store.lost.Store(true)
+		store.onCommit(func(do commit) ([]posthorn.Acceptance, error) {
+			if _, err := do(); err != nil {
+				return nil, err
+			}
+			return nil, posthorn.Errorf(posthorn.CodeUncertain, "the connection was lost during COMMIT")
+		})
 		path := "/api/v1/repos/r1/events"
 		if strings.Contains(body, "events") {
 			path += ":batch"

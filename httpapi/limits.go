@@ -124,8 +124,9 @@ func (l *eventRates) limits(token, repo string) (limits []rateLimit) {
 	return limits
 }
 
-// check returns a problem if the token or the repo has to wait.
-func (l *eventRates) check(now time.Time, token, repo string) error {
+// take counts n events that are about to be posted, or returns a problem if the token or the repo has to wait. Those that are not
+// accepted are to be given back. They are counted before, so that requests that come at the same moment see each other.
+func (l *eventRates) take(now time.Time, token, repo string, n int) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, limit := range l.limits(token, repo) {
@@ -136,17 +137,25 @@ func (l *eventRates) check(now time.Time, token, repo string) error {
 			return p
 		}
 	}
+	l.charge(now, token, repo, n)
 	return nil
 }
 
-// charge counts n events that were accepted.
-func (l *eventRates) charge(now time.Time, token, repo string, n int) {
+// give takes back that n events were counted.
+func (l *eventRates) give(now time.Time, token, repo string, n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.charge(now, token, repo, -n)
+}
+
+// charge counts n events, or takes that back where n is negative. Cancelling a reservation would not do: that gives back only what has not begun.
+func (l *eventRates) charge(now time.Time, token, repo string, n int) {
 	for _, limit := range l.limits(token, repo) {
 		bucket := l.bucket(now, limit.key, limit.perSecond)
-		for left := n; left > 0; left -= bucket.Burst() { // what exceeds it is borrowed from the time to come
-			bucket.ReserveN(now, min(left, bucket.Burst()))
+		for left := n; left != 0; { // what exceeds the burst is borrowed from the time to come
+			part := min(left, bucket.Burst())
+			bucket.ReserveN(now, part)
+			left -= part
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -17,10 +18,7 @@ func TestEventRates(t *testing.T) {
 	l := eventRates{perToken: 10, perRepo: 4}
 	take := func(at time.Duration, token, repo string, n int, retryAfter string) {
 		t.Helper()
-		err := l.check(start.Add(at), token, repo)
-		if err == nil {
-			l.charge(start.Add(at), token, repo, n)
-		}
+		err := l.take(start.Add(at), token, repo, n)
 		p, refused := errors.AsType[*problem](err)
 		switch {
 		case retryAfter == "" && err != nil:
@@ -50,9 +48,19 @@ func TestEventRates(t *testing.T) {
 	take(time.Minute+24*time.Second, "d", "r5", 1, "1")
 	take(time.Minute+25*time.Second, "d", "r5", 1, "")
 
+	// What is given back is as if it had not been taken, however much it was, and never more than that.
+	take(2*time.Minute, "f", "r7", 100, "")
+	take(2*time.Minute, "g", "r7", 1, "25")
+	l.give(start.Add(2*time.Minute), "f", "r7", 98)
+	take(2*time.Minute, "f", "r7", 2, "")
+	take(2*time.Minute, "f", "r7", 1, "1")
+	l.give(start.Add(3*time.Minute), "f", "r7", 2)
+	take(3*time.Minute, "f", "r7", 4, "")
+	take(3*time.Minute, "f", "r7", 1, "1")
+
 	// Names cost no memory once they are idle.
 	for i := range 10 * minSweep {
-		l.charge(start.Add(time.Hour+time.Duration(i)*time.Millisecond), "e"+fmt.Sprint(i), fmt.Sprint(i), 1)
+		take(time.Hour+time.Duration(i)*time.Millisecond, "e"+fmt.Sprint(i), fmt.Sprint(i), 1, "")
 	}
 	if n := len(l.buckets); n > 4*minSweep {
 		t.Errorf("there are %d buckets", n)
@@ -60,8 +68,7 @@ func TestEventRates(t *testing.T) {
 
 	unlimited := eventRates{}
 	for range 100 {
-		unlimited.charge(start, "a", "r1", 1000)
-		if err := unlimited.check(start, "a", "r1"); err != nil || len(unlimited.buckets) != 0 {
+		if err := unlimited.take(start, "a", "r1", 1000); err != nil || len(unlimited.buckets) != 0 {
 			t.Fatalf("without limits: %v, %d buckets", err, len(unlimited.buckets))
 		}
 	}
@@ -89,6 +96,56 @@ func TestEventRatesOverHTTP(t *testing.T) {
 	api.do("GET", "/api/v1/repos/r1/webhooks", "").ok(http.StatusOK)
 }
 
+// Events count from the moment on that they are about to be accepted: those that come meanwhile don't get past the limit.
+func TestEventRatesAtOnce(t *testing.T) {
+	store := &tampered{Store: openStore(t)}
+	api := newTestAPIOver(t, store, posthorn.Config{})
+	if err := api.dispatcher.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	api.webhook(`{"polled":true,"events":["push"]}`)
+	api.rates.perRepo = 1
+	committing, release := make(chan struct{}), make(chan struct{})
+	store.onCommit(func(do commit) ([]posthorn.Acceptance, error) {
+		close(committing)
+		<-release
+		return do()
+	})
+	batch := strings.Repeat(`{"eventType":"push","payload":1},`, 999) + `{"eventType":"push","payload":1}`
+	posted := make(chan int, 1)
+	go func() { posted <- api.do("POST", "/api/v1/repos/r1/events:batch", `{"events":[`+batch+`]}`).status }()
+	<-committing
+	// No webhook wants this one, so it doesn't wait for the commit.
+	api.do("POST", "/api/v1/repos/r1/events", `{"eventType":"issue","payload":1}`).
+		problem(http.StatusTooManyRequests, "--max-events-per-second-per-repo", "")
+	close(release)
+	if status := <-posted; status != http.StatusAccepted {
+		t.Errorf("the batch was answered %d", status)
+	}
+}
+
+// Of who hangs up, nobody knows what was accepted, so it counts.
+func TestEventRatesHungUp(t *testing.T) {
+	s := &server{rates: eventRates{perRepo: 1}}
+	ctx, hangUp := context.WithCancel(t.Context())
+	for range 2 {
+		settle, err := s.count(ctx, "r1", 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		settle(0)
+	}
+	settle, err := s.count(ctx, "r1", 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hangUp()
+	settle(0)
+	if _, err := s.count(t.Context(), "r1", 1); err == nil {
+		t.Error("hanging up costs nothing")
+	}
+}
+
 // Pings and tests are events, too.
 func TestEventRatesByHand(t *testing.T) {
 	for _, path := range []string{"/ping", "/test"} {
@@ -100,7 +157,7 @@ func TestEventRatesByHand(t *testing.T) {
 		if left := api.rates.bucket(began, rateKey{"r1", true}, 1).TokensAt(began); left != 0 {
 			t.Errorf("%s leaves %v of one event", path, left)
 		}
-		api.rates.charge(time.Now(), "", "r1", 100)
+		api.rates.give(time.Now(), "", "r1", -100) // as if so many were posted
 		api.do("POST", path, `{"eventType":"push","payload":1}`).problem(http.StatusTooManyRequests, "--max-events-per-second-per-repo", "")
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -65,6 +66,31 @@ func openStore(t testing.TB) *sqlite.Store {
 		}
 	})
 	return store
+}
+
+// tampered is a store of which one commit of events can go wrong.
+type tampered struct {
+	*sqlite.Store
+	instead atomic.Pointer[func(commit) ([]posthorn.Acceptance, error)]
+}
+
+// commit is what the store would do.
+type commit func() ([]posthorn.Acceptance, error)
+
+// onCommit has the next commit of events go through a function.
+func (s *tampered) onCommit(instead func(commit) ([]posthorn.Acceptance, error)) {
+	s.instead.Store(&instead)
+}
+
+// Commit implements [posthorn.Store].
+func (s *tampered) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Acceptance, error) {
+	do := func() ([]posthorn.Acceptance, error) { return s.Store.Commit(ctx, b) }
+	if len(b.Events) > 0 {
+		if instead := s.instead.Swap(nil); instead != nil {
+			return (*instead)(do)
+		}
+	}
+	return do()
 }
 
 // newTestAPIOver is newTestAPI on a store that something may be wrong with.
