@@ -181,8 +181,8 @@ func (s *server) registerDeliveries() {
 	}, posthorn.ScopeDeliveriesWrite, s.redeliver)
 }
 
-// withDeadline gives a request that may wait for long so much time, zero for any, in place of the server's limits: for reading
-// too, because net/http takes the client for gone when that passes.
+// withDeadline gives a request that may wait for long so much time until its client has the answer, zero for any, in place of what
+// the server gives. That for reading is over once the body is in.
 func withDeadline(limit time.Duration) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
 		r, w := humago.Unwrap(ctx)
@@ -200,9 +200,7 @@ func withDeadline(limit time.Duration) func(huma.Context, func(huma.Context)) {
 		if limit > 0 {
 			deadline = time.Now().Add(limit)
 		}
-		control := http.NewResponseController(w)
-		_ = control.SetReadDeadline(deadline) // a server that can't do this has no limits either
-		_ = control.SetWriteDeadline(deadline)
+		_ = http.NewResponseController(w).SetWriteDeadline(deadline) // a server that can't do this has no limits either
 		next(ctx)
 	}
 }
