@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"net/http"
 	"slices"
@@ -229,6 +230,9 @@ func (s *server) listDeliveries(ctx context.Context, in *listDeliveriesInput) (*
 	if err != nil {
 		return nil, err
 	}
+	if err := holdAll(ctx, s, page.Items, func(d *posthorn.Delivery) json.RawMessage { return d.Payload }); err != nil {
+		return nil, err
+	}
 	return &output[deliveryListJSON]{deliveryListJSON{
 		Deliveries: showAll(page.Items, showDelivery), Total: page.Total, TotalCapped: page.TotalCapped,
 		NextCursor: list.cursor(page.Next),
@@ -249,6 +253,9 @@ func parseTime(field, s string) (time.Time, error) {
 func (s *server) getDelivery(ctx context.Context, in *deliveryInput) (*output[deliveryJSON], error) {
 	delivery, err := s.dispatcher.Delivery(ctx, in.RepoID, in.WebhookID, in.DeliveryID)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.hold(ctx, payloadCopies*len(delivery.Payload)); err != nil {
 		return nil, err
 	}
 	shown := showDelivery(&delivery)

@@ -179,6 +179,9 @@ func (s *server) testFilter(ctx context.Context, in *filterTestInput) (*output[f
 	if in.body.Limit != nil {
 		limit = *in.body.Limit
 	}
+	if err := s.hold(ctx, filterCopies*max(posthorn.MaxPageBytes, s.dispatcher.MaxPayload())); err != nil {
+		return nil, err
+	}
 	results, err := s.dispatcher.TestFilter(ctx, in.RepoID, in.body.Filter, limit)
 	if err != nil {
 		return nil, err
@@ -303,6 +306,9 @@ func (s *server) listEvents(ctx context.Context, in *listEventsInput) (*output[e
 	if err != nil {
 		return nil, err
 	}
+	if err := holdAll(ctx, s, page.Items, func(e *posthorn.AcceptedEvent) json.RawMessage { return e.Payload }); err != nil {
+		return nil, err
+	}
 	return &output[eventListJSON]{eventListJSON{
 		Events: showAll(page.Items, showEvent), Total: page.Total, TotalCapped: page.TotalCapped,
 		NextCursor: list.cursor(page.Next),
@@ -312,6 +318,9 @@ func (s *server) listEvents(ctx context.Context, in *listEventsInput) (*output[e
 func (s *server) getEvent(ctx context.Context, in *eventInput) (*output[eventJSON], error) {
 	event, err := s.dispatcher.Event(ctx, in.RepoID, in.EventID)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.hold(ctx, payloadCopies*len(event.Payload)); err != nil {
 		return nil, err
 	}
 	return &output[eventJSON]{showEvent(&event)}, nil

@@ -54,8 +54,9 @@ type Config struct {
 	// MaxRequests is how many requests under /api may be under way at once, and as many redeliveries and polls beside them, which may
 	// wait for minutes; more are answered 503. Defaults to 1024.
 	MaxRequests int
-	// MaxMemory is how many bytes the bodies that are being received may have together, without those of up to 64 KiB: 503 with
-	// Retry-After beyond. Defaults to 256 MiB.
+	// MaxMemory is how many bytes the bodies that are being received, and the answers with payloads that are being sent, may take
+	// together, without those that take up to 64 KiB: 503 with Retry-After beyond. Such an answer takes four times the size of its payloads, and
+	// trying a filter 16 MiB, or twice the largest payload where that is more. Defaults to 256 MiB.
 	MaxMemory int64
 	// MaxEventsPerSecondPerToken and MaxEventsPerSecondPerRepo are how many events may be posted here in a second by who has
 	// one token, and to one repo; more are answered 429. A batch counts for each of its events. Default to no limit.

@@ -2,11 +2,15 @@ package httpapi
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/musehub/posthorn"
@@ -247,6 +251,103 @@ func TestMemoryOfBodies(t *testing.T) {
 	if n := api.memory.used.Load(); n != 0 {
 		t.Errorf("%d bytes are not given back", n)
 	}
+}
+
+// Answers with payloads share it with them, each by what it takes; small ones are free.
+func TestMemoryOfAnswers(t *testing.T) {
+	api := startAPI(t, posthorn.Config{})
+	large := strings.Repeat("x", 100_000)
+	webhooks := map[string]string{}
+	for repo, payload := range map[string]string{"large": large, "small": "x"} {
+		for _, receiving := range []string{`"polled":true`, `"url":"` + receiver(t, func(http.ResponseWriter, *http.Request) {}) + `"`} {
+			w := api.do("POST", "/api/v1/repos/"+repo+"/webhooks", `{`+receiving+`,"events":["push"]}`).ok(http.StatusCreated)
+			webhooks[repo+receiving[:8]] = "/webhooks/" + w["webhookId"].(string)
+		}
+		api.do("POST", "/api/v1/repos/"+repo+"/events", `{"eventType":"push","eventId":"e","payload":"`+payload+`"}`).ok(http.StatusAccepted)
+		webhooks[repo+"delivery"] = (<-api.made).ID
+	}
+	api.memory.most = 100 << 20
+	ask := func(repo string, refused bool) {
+		t.Helper()
+		sent := webhooks[repo+`"url":"h`] + "/deliveries"
+		for _, path := range []string{"/events", "/events/e", sent, sent + "/" + webhooks[repo+"delivery"], webhooks[repo+`"polled"`] + "/poll"} {
+			a := api.do("GET", "/api/v1/repos/"+repo+path, "")
+			if !refused {
+				a.ok(http.StatusOK)
+				continue
+			}
+			a.problem(http.StatusServiceUnavailable, "--max-api-memory", "")
+			if a.header.Get("Retry-After") != "1" {
+				t.Errorf("%s: Retry-After %q", path, a.header.Get("Retry-After"))
+			}
+		}
+	}
+	test := func() answer { return api.do("POST", "/api/v1/repos/small/filter-test", `{"filter":"true"}`) }
+	for _, step := range []struct {
+		free                   int64
+		refused, filterRefused bool
+	}{
+		{300_000, true, true}, {400_100, false, true}, {16 << 20, false, false}, {300_000, true, true},
+	} {
+		if err := api.memory.take(api.memory.most - step.free); err != nil {
+			t.Fatal(err)
+		}
+		ask("large", step.refused)
+		ask("small", false)
+		if a := test(); step.filterRefused {
+			a.problem(http.StatusServiceUnavailable, "--max-api-memory", "")
+		} else {
+			a.ok(http.StatusOK)
+		}
+		api.memory.give(api.memory.most - step.free)
+		if n := api.memory.used.Load(); n != 0 {
+			t.Fatalf("%d bytes are not given back", n)
+		}
+	}
+}
+
+// An answer holds its memory until its client has it or is cut off, and a poll none while it waits.
+func TestMemoryOfUnreadAnswers(t *testing.T) {
+	inBubble(t, func(t *testing.T, api *server, _ *tampered, connect func() net.Conn) {
+		hook, err := api.dispatcher.CreateWebhook(t.Context(), posthorn.NewWebhook{RepoID: "r1", Events: []string{"push"}, Options: posthorn.Options{Polled: true}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ask := func(path string) net.Conn {
+			client := connect()
+			fmt.Fprintf(client, "GET /api/v1/repos/r1%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer %s\r\n\r\n", path, token)
+			synctest.Wait()
+			return client
+		}
+		payload := json.RawMessage(`"` + strings.Repeat("x", 1<<16) + `"`)
+		held := func(what string, answers int) {
+			t.Helper()
+			if n, want := api.memory.used.Load(), int64(answers*payloadCopies*len(payload)); n != want {
+				t.Errorf("%s: %d bytes are held, want %d", what, n, want)
+			}
+		}
+		defer ask("/webhooks/" + hook.ID + "/poll?wait=60s").Close()
+		held("while a poll waits", 0)
+		if _, err := api.dispatcher.Dispatch(t.Context(), posthorn.Event{RepoID: "r1", Type: "push", Payload: payload}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		held("when it is answered", 1)
+		defer ask("/events").Close()
+		read := ask("/events")
+		held("with two listings", 3)
+		if _, err := io.Copy(io.Discard, read); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		held("when one of these was read", 2)
+		time.Sleep(11 * time.Second)
+		synctest.Wait()
+		held("when the other was cut off", 1)
+		time.Sleep(pollTime)
+		synctest.Wait()
+		held("when the poll was", 0)
+	})
 }
 
 func TestMaxWebhooksPerRepo(t *testing.T) {
