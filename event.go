@@ -159,7 +159,7 @@ type EventQuery struct {
 // CodeInvalid with the field at fault, CodeTooLarge for the payload, CodeConflict for an ID that another event of the repo
 // has, CodeUnavailable when the store can't be written, or before Start and after Stop. CodeUncertain, where the store was
 // lost in the middle of a commit, and an error of ctx leave open whether the event was accepted; dispatching it again under
-// the same ID settles it.
+// the same ID settles it. Where ID is empty, the message of CodeUncertain names the one that the event has got.
 func (d *Dispatcher) Dispatch(ctx context.Context, e Event) (Receipt, error) {
 	event, err := d.prepare(ctx, e)
 	if err != nil {
@@ -174,14 +174,38 @@ func (d *Dispatcher) Dispatch(ctx context.Context, e Event) (Receipt, error) {
 			return receipt, err
 		}
 	}
-	return d.accept(ctx, event, TriggerAutomatic, webhooks)
+	receipt, err := d.accept(ctx, event, TriggerAutomatic, webhooks)
+	if e.ID == "" {
+		err = withNewIDs(err, []string{event.ID})
+	}
+	return receipt, err
+}
+
+// maxNewIDs is how many IDs an error names.
+const maxNewIDs = 10
+
+// withNewIDs says in an error that leaves open what became of events which IDs they have got where the caller gave none: only under
+// these does dispatching them again settle it.
+func withNewIDs(err error, ids []string) error {
+	e, ok := errors.AsType[*Error](err)
+	if !ok || e.Code != CodeUncertain || len(ids) == 0 {
+		return err
+	}
+	named := *e
+	if len(ids) <= maxNewIDs {
+		named.Message += "; events that had none have got, in this order: " + strings.Join(ids, ", ")
+	} else {
+		named.Message += fmt.Sprintf("; %d events had none, and would be new ones each time", len(ids))
+	}
+	return &named
 }
 
 // DispatchBatch is [Dispatcher.Dispatch] for 1 to [MaxBatch] events, of any repos, with at most [MaxBatchBytes] of payload and
 // [MaxBatchDeliveries] in all: they are accepted in one commit, all or none. The receipts are in the order of the events, and so are first attempts.
 //
 // The error for a single event names its index, counted from 0, in front of the field: "events[3].payload". Where an ID is
-// there twice with the same content, the second is a duplicate of the first.
+// there twice with the same content, the second is a duplicate of the first. The message of CodeUncertain names the IDs that events
+// have got which had none, up to ten; of more it says how many there are.
 func (d *Dispatcher) DispatchBatch(ctx context.Context, events []Event) ([]Receipt, error) {
 	if len(events) == 0 || len(events) > MaxBatch {
 		return nil, invalid("events", "there are %d: a batch has 1 to %d", len(events), MaxBatch)
@@ -221,7 +245,13 @@ func (d *Dispatcher) DispatchBatch(ctx context.Context, events []Event) ([]Recei
 		if e, ok := errors.AsType[batchError](err); ok {
 			return nil, ofBatch(indexes[e.index], e.error)
 		}
-		return nil, err
+		var ids []string
+		for n, index := range indexes {
+			if events[index].ID == "" {
+				ids = append(ids, wanted[n].event.ID)
+			}
+		}
+		return nil, withNewIDs(err, ids)
 	}
 	for i, index := range indexes {
 		receipts[index] = wanted[i].receipt
@@ -351,7 +381,7 @@ func (d *Dispatcher) wanting(subs *subscribers, event *AcceptedEvent) ([]recipie
 
 // FilterResult is what a filter makes of a past event.
 type FilterResult struct {
-	Event   AcceptedEvent
+	Event   AcceptedEvent // without its payload: those of 200 events may be gigabytes
 	Matches bool
 	Err     error // why that can't be told; the webhook would not get the event
 }
@@ -373,11 +403,13 @@ func (d *Dispatcher) TestFilter(ctx context.Context, repoID, expression string, 
 			return nil, err
 		}
 		for i := range page.Items {
-			r := FilterResult{Event: page.Items[i]}
-			e, err := filterable(&r.Event)
+			event := &page.Items[i]
+			e, err := filterable(event)
 			if err != nil {
 				return nil, err
 			}
+			event.Payload = nil
+			r := FilterResult{Event: *event}
 			r.Matches, r.Err = f.Match(e)
 			results = append(results, r)
 		}

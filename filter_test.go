@@ -82,6 +82,17 @@ func TestFilter(t *testing.T) {
 		if len(seen) != 5 || seen[3].eventType != posthorn.EventPing || seen[4].eventID != "z100" {
 			t.Errorf("after the change it got %v", got(main))
 		}
+
+		// What is said of past events doesn't keep their payloads.
+		results, err := w.TestFilter(t.Context(), "r1", `payload.branch == "z"`, 2)
+		if err != nil || len(results) != 2 {
+			t.Fatalf("%+v, %v", results, err)
+		}
+		for i, want := range []string{"z100", "main100"} {
+			if r := results[i]; r.Event.ID != want || r.Matches != (i == 0) || r.Err != nil || r.Event.Payload != nil {
+				t.Errorf("%+v, want %s without its payload", r, want)
+			}
+		}
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -70,6 +71,39 @@ func TestUncertain(t *testing.T) {
 					t.Errorf("the same again: %+v, %v", r, err)
 				}
 				settled(t, a, []posthorn.Webhook{hook}, 1)
+			})
+		})
+		t.Run(name("events without ids"), func(t *testing.T) {
+			inWorld(t, posthorn.Config{}, func(t *testing.T, a *world) {
+				a.webhook("r1", good)
+				for _, n := range []int{2, 10, 10 + 2} {
+					events := make([]posthorn.Event, n)
+					for i := range events {
+						events[i] = posthorn.Event{RepoID: "r1", Type: "push", Payload: 1}
+					}
+					events[0].ID = fmt.Sprint("named-", n)
+					a.tamper(once(maybe, "Commit"))
+					_, err := a.DispatchBatch(t.Context(), events)
+					if posthorn.ErrorCode(err) != posthorn.CodeUncertain || strings.Contains(err.Error(), events[0].ID) {
+						t.Fatalf("the error is %v", err)
+					}
+					if unnamed := n - 1; unnamed > 10 && !strings.Contains(err.Error(), fmt.Sprint(unnamed, " events had none")) {
+						t.Errorf("the error of %d events doesn't say what has no ID: %v", n, err)
+					}
+					pass(5 * time.Second)
+					if !happened || n > 10 {
+						continue
+					}
+					page, listErr := a.Events(t.Context(), posthorn.EventQuery{RepoID: "r1", Limit: n - 1})
+					if listErr != nil || len(page.Items) != n-1 {
+						t.Fatalf("%+v, %v", page, listErr)
+					}
+					for _, e := range page.Items {
+						if !strings.Contains(err.Error(), e.ID) {
+							t.Errorf("the error doesn't name %s: %v", e.ID, err)
+						}
+					}
+				}
 			})
 		})
 		t.Run(name("result"), func(t *testing.T) {

@@ -1,10 +1,12 @@
 package httpapi
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"maps"
 	"net/http"
+	"net/http/httptest"
 	"runtime"
 	"slices"
 	"strings"
@@ -372,4 +374,27 @@ func TestAuthorizerUnavailable(t *testing.T) {
 	if _, err := New(api.dispatcher, Config{Authorizer: api.authorizer}); err != nil {
 		t.Error(err)
 	}
+}
+
+// A token that could not be checked is not called wrong.
+func TestTokenUnchecked(t *testing.T) {
+	api := startAPI(t, posthorn.Config{})
+	_, text, err := api.dispatcher.CreateToken(t.Context(), posthorn.NewToken{Name: "test", Scopes: []posthorn.Scope{posthorn.ScopeAdmin}, AllRepos: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	hungUp, cancel := context.WithCancel(t.Context())
+	cancel()
+	for method, path := range map[string]string{"GET": "/api/v1/event-types", "POST": "/api/v1/repos/r1/events"} { // the latter has a way of its own
+		r := httptest.NewRequestWithContext(hungUp, method, path, nil)
+		r.Header.Set("Authorization", "Bearer "+text)
+		w := httptest.NewRecorder()
+		api.server.ServeHTTP(w, r)
+		a := answer{t, w.Code, w.Header(), w.Body.Bytes()}
+		a.problem(http.StatusServiceUnavailable, "the request ended", "")
+		if got := w.Header().Get("Www-Authenticate"); got != "" {
+			t.Errorf("%s %s: Www-Authenticate %q", method, path, got)
+		}
+	}
+	api.do("GET", "/api/v1/event-types", "", "Authorization: Bearer "+text).ok(http.StatusOK)
 }

@@ -115,8 +115,11 @@ func (s *server) principal(r *http.Request) (Principal, error) {
 		return admin, nil
 	case bearer && strings.HasPrefix(token, posthorn.TokenPrefix):
 		t, err := s.dispatcher.Authenticate(r.Context(), token)
-		if err != nil {
+		if posthorn.ErrorCode(err) == posthorn.CodeUnauthorized {
 			return Principal{}, unauthorized(bearer, err)
+		}
+		if err != nil { // the token could not be checked, which says nothing against it
+			return Principal{}, err
 		}
 		return Principal{"token:" + t.ID + " " + t.Name, t.Scopes, t.Repos, t.AllRepos}, nil
 	case s.authorizer != nil:

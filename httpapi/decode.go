@@ -19,7 +19,7 @@ import (
 // decode reads a body that is one JSON object with the fields of the struct T and no others. Names are case-sensitive.
 // A field without omitempty is required; null is nowhere a value, except as json.RawMessage, which takes the bytes as
 // they are and shares the body's memory. A pointer to a struct and a list of structs are read in the same way, the list with at
-// most as many items as its tag maxItems says.
+// most as many items as its tag maxItems says. A map has strings as its values, and any names, each once.
 func decode[T any](body []byte) (T, error) {
 	var value T
 	switch {
@@ -102,6 +102,12 @@ func decodeObject(object []byte, v reflect.Value) error {
 			if err := decodeObject(raw, field.Elem()); err != nil {
 				return within(f.name, err)
 			}
+		case field.Kind() == reflect.Map:
+			texts, err := decodeMap(raw, f.name)
+			if err != nil {
+				return err
+			}
+			field.Set(reflect.ValueOf(texts))
 		case field.Kind() == reflect.String && isPlain(raw):
 			field.SetString(string(raw[1 : len(raw)-1]))
 		case string(raw) == "null" || json.Unmarshal(raw, field.Addr().Interface()) != nil:
@@ -133,6 +139,33 @@ func decodeList(raw []byte, v reflect.Value, most int, name string) error {
 		}
 	}
 	return nil
+}
+
+// decodeMap reads an object whose values are strings. encoding/json would take null for an empty string, and of a name that is
+// there twice the last value.
+func decodeMap(raw []byte, name string) (map[string]string, error) {
+	wrong := invalid(name, "it must be %s", describeType(reflect.TypeFor[map[string]string]()))
+	if raw[0] != '{' {
+		return nil, wrong
+	}
+	texts := map[string]string{}
+	for rest := bytes.TrimLeft(raw[1:], jsonSpace); rest[0] != '}'; {
+		var quoted, value []byte
+		quoted, rest = cutValue(rest)
+		value, rest = cutValue(rest)
+		if value[0] != '"' {
+			return nil, wrong
+		}
+		var key, text string
+		if json.Unmarshal(quoted, &key) != nil || json.Unmarshal(value, &text) != nil {
+			return nil, wrong // can't be: they are valid
+		}
+		if _, twice := texts[key]; twice {
+			return nil, invalid(name, "%.64q is there twice", key)
+		}
+		texts[key] = text
+	}
+	return texts, nil
 }
 
 // within says in what field the field is that an error is about.

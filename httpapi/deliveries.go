@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"net/http"
 	"slices"
@@ -181,8 +182,8 @@ func (s *server) registerDeliveries() {
 	}, posthorn.ScopeDeliveriesWrite, s.redeliver)
 }
 
-// withDeadline gives a request that may wait for long so much time, zero for any, in place of the server's limits: for reading
-// too, because net/http takes the client for gone when that passes.
+// withDeadline gives a request that may wait for long so much time until its client has the answer, zero for any, in place of what
+// the server gives. That for reading is over once the body is in.
 func withDeadline(limit time.Duration) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
 		r, w := humago.Unwrap(ctx)
@@ -200,9 +201,7 @@ func withDeadline(limit time.Duration) func(huma.Context, func(huma.Context)) {
 		if limit > 0 {
 			deadline = time.Now().Add(limit)
 		}
-		control := http.NewResponseController(w)
-		_ = control.SetReadDeadline(deadline) // a server that can't do this has no limits either
-		_ = control.SetWriteDeadline(deadline)
+		_ = http.NewResponseController(w).SetWriteDeadline(deadline) // a server that can't do this has no limits either
 		next(ctx)
 	}
 }
@@ -231,6 +230,9 @@ func (s *server) listDeliveries(ctx context.Context, in *listDeliveriesInput) (*
 	if err != nil {
 		return nil, err
 	}
+	if err := holdAll(ctx, s, page.Items, func(d *posthorn.Delivery) json.RawMessage { return d.Payload }); err != nil {
+		return nil, err
+	}
 	return &output[deliveryListJSON]{deliveryListJSON{
 		Deliveries: showAll(page.Items, showDelivery), Total: page.Total, TotalCapped: page.TotalCapped,
 		NextCursor: list.cursor(page.Next),
@@ -251,6 +253,9 @@ func parseTime(field, s string) (time.Time, error) {
 func (s *server) getDelivery(ctx context.Context, in *deliveryInput) (*output[deliveryJSON], error) {
 	delivery, err := s.dispatcher.Delivery(ctx, in.RepoID, in.WebhookID, in.DeliveryID)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.hold(ctx, payloadCopies*len(delivery.Payload)); err != nil {
 		return nil, err
 	}
 	shown := showDelivery(&delivery)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -178,6 +179,9 @@ func (s *server) testFilter(ctx context.Context, in *filterTestInput) (*output[f
 	if in.body.Limit != nil {
 		limit = *in.body.Limit
 	}
+	if err := s.hold(ctx, filterCopies*max(posthorn.MaxPageBytes, s.dispatcher.MaxPayload())); err != nil {
+		return nil, err
+	}
 	results, err := s.dispatcher.TestFilter(ctx, in.RepoID, in.body.Filter, limit)
 	if err != nil {
 		return nil, err
@@ -201,19 +205,24 @@ func (s *server) postEvent(ctx context.Context, in *postInput[newEventJSON]) (*p
 	if err != nil {
 		return nil, err
 	}
-	now, actor := time.Now(), posthorn.ActorOf(ctx)
-	if err := s.rates.check(now, actor, in.RepoID); err != nil {
+	settle, err := s.count(ctx, in.RepoID, 1)
+	if err != nil {
 		return nil, err
 	}
+	accepted := 0
+	defer func() { settle(accepted) }()
 	receipt, err := s.dispatcher.Dispatch(ctx, event)
 	if err != nil {
+		if event.ID != "" {
+			err = repeatable(err)
+		}
 		return nil, err
 	}
 	status := http.StatusAccepted
 	if receipt.Duplicate {
 		status = http.StatusOK
 	} else {
-		s.rates.charge(now, actor, in.RepoID, 1)
+		accepted = 1
 	}
 	return &postOutput[receiptJSON]{status, receiptJSON{receipt.EventID, receipt.Deliveries}}, nil
 }
@@ -226,10 +235,12 @@ func (s *server) postEvents(ctx context.Context, in *postInput[newEventsJSON]) (
 			return nil, within(fmt.Sprintf("events[%d]", i), err)
 		}
 	}
-	now, actor := time.Now(), posthorn.ActorOf(ctx)
-	if err := s.rates.check(now, actor, in.RepoID); err != nil {
+	settle, err := s.count(ctx, in.RepoID, len(events))
+	if err != nil {
 		return nil, err
 	}
+	accepted := 0
+	defer func() { settle(accepted) }()
 	receipts, err := s.dispatcher.DispatchBatch(ctx, events)
 	if err != nil {
 		if e, ok := errors.AsType[*posthorn.Error](err); ok && e.Field == "events[0].repoId" { // it is that of all, and in the path
@@ -240,10 +251,12 @@ func (s *server) postEvents(ctx context.Context, in *postInput[newEventsJSON]) (
 			}
 			return nil, &ofAll
 		}
+		if !slices.ContainsFunc(events, func(e posthorn.Event) bool { return e.ID == "" }) {
+			err = repeatable(err)
+		}
 		return nil, err
 	}
 	out := &postOutput[batchReceiptsJSON]{http.StatusOK, batchReceiptsJSON{make([]batchReceiptJSON, len(receipts))}}
-	accepted := 0
 	for i, r := range receipts {
 		out.Body.Events[i] = batchReceiptJSON{r.EventID, r.Deliveries, r.Duplicate}
 		if !r.Duplicate {
@@ -251,8 +264,21 @@ func (s *server) postEvents(ctx context.Context, in *postInput[newEventsJSON]) (
 			accepted++
 		}
 	}
-	s.rates.charge(now, actor, in.RepoID, accepted)
 	return out, nil
+}
+
+// count counts n events that the caller is about to post to a repo, unless one of them has to wait. settle must be called with how many
+// were accepted: the others cost nothing.
+func (s *server) count(ctx context.Context, repoID string, n int) (settle func(accepted int), err error) {
+	actor := posthorn.ActorOf(ctx)
+	if err := s.rates.take(time.Now(), actor, repoID, n); err != nil {
+		return nil, err
+	}
+	return func(accepted int) {
+		if ctx.Err() == nil { // otherwise nobody knows, and hanging up is to be no way around the limit
+			s.rates.give(time.Now(), actor, repoID, n-accepted)
+		}
+	}, nil
 }
 
 // newEvent is the event that a body posts.
@@ -280,6 +306,9 @@ func (s *server) listEvents(ctx context.Context, in *listEventsInput) (*output[e
 	if err != nil {
 		return nil, err
 	}
+	if err := holdAll(ctx, s, page.Items, func(e *posthorn.AcceptedEvent) json.RawMessage { return e.Payload }); err != nil {
+		return nil, err
+	}
 	return &output[eventListJSON]{eventListJSON{
 		Events: showAll(page.Items, showEvent), Total: page.Total, TotalCapped: page.TotalCapped,
 		NextCursor: list.cursor(page.Next),
@@ -289,6 +318,9 @@ func (s *server) listEvents(ctx context.Context, in *listEventsInput) (*output[e
 func (s *server) getEvent(ctx context.Context, in *eventInput) (*output[eventJSON], error) {
 	event, err := s.dispatcher.Event(ctx, in.RepoID, in.EventID)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.hold(ctx, payloadCopies*len(event.Payload)); err != nil {
 		return nil, err
 	}
 	return &output[eventJSON]{showEvent(&event)}, nil

@@ -313,3 +313,42 @@ func TestExplainEvent(t *testing.T) {
 	api.do("GET", strings.Replace(path, "e1", "e2", 1), "").problem(http.StatusNotFound, "Event not found", "")
 	api.do("GET", strings.Replace(path, "r1", "r2", 1)+"?webhookId="+got, "").problem(http.StatusNotFound, "Event not found", "")
 }
+
+// Where nobody knows whether an event was accepted, clients are told to repeat it only if that sends nothing twice.
+func TestUncertainPosts(t *testing.T) {
+	for body, repeatable := range map[string]bool{
+		`{"eventType":"push","payload":1,"eventId":"e1"}`:                                               true,
+		`{"eventType":"push","payload":1}`:                                                              false,
+		`{"events":[{"eventType":"push","payload":1,"eventId":"e1"}]}`:                                  true,
+		`{"events":[{"eventType":"push","payload":1,"eventId":"e1"},{"eventType":"push","payload":2}]}`: false,
+	} {
+		store := &tampered{Store: openStore(t)}
+		api := newTestAPIOver(t, store, posthorn.Config{})
+		if err := api.dispatcher.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		api.webhook(`{"polled":true,"events":["push"]}`)
+		store.onCommit(func(do commit) ([]posthorn.Acceptance, error) {
+			if _, err := do(); err != nil {
+				return nil, err
+			}
+			return nil, posthorn.Errorf(posthorn.CodeUncertain, "the connection was lost during COMMIT")
+		})
+		path := "/api/v1/repos/r1/events"
+		if strings.Contains(body, "events") {
+			path += ":batch"
+		}
+		a := api.do("POST", path, body)
+		a.problem(http.StatusServiceUnavailable, "the same eventId again settles it", "")
+		if got := a.header.Get("Retry-After"); repeatable != (got == "1") {
+			t.Errorf("%s: Retry-After %q", body, got)
+		}
+		if repeatable {
+			continue
+		}
+		events := api.do("GET", "/api/v1/repos/r1/events", "").ok(http.StatusOK)["events"].([]any)
+		if id := events[0].(map[string]any)["eventId"].(string); !strings.Contains(string(a.body), id) {
+			t.Errorf("%s: the event is %s, which the answer doesn't say: %s", body, id, a.body)
+		}
+	}
+}

@@ -23,16 +23,19 @@
 //   - A secret never shows: not a webhook's, but for the answer to who has it generated, not the signatures of a delivery, and of the headers that a receiver sent,
 //     not those whose names speak of cookies, tokens, keys and the like.
 //
-// Timeouts are the [http.Server]'s part. The handler lifts them from a redelivery, which waits for the end of its run, and gives a
-// poll five minutes.
+// Timeouts are the [http.Server]'s part. Its ReadTimeout counts until all of the request is in, its WriteTimeout until the client has the
+// answer; what has none after nine tenths of that is answered 503, so that nothing is done for nobody. The handler lifts the latter from a
+// redelivery, which waits for the end of its run, and gives a poll five minutes.
 package httpapi
 
 import (
 	"cmp"
+	"context"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
 	"strings"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -51,8 +54,9 @@ type Config struct {
 	// MaxRequests is how many requests under /api may be under way at once, and as many redeliveries and polls beside them, which may
 	// wait for minutes; more are answered 503. Defaults to 1024.
 	MaxRequests int
-	// MaxMemory is how many bytes the bodies that are being received may have together, without those of up to 64 KiB: 503 with
-	// Retry-After beyond. Defaults to 256 MiB.
+	// MaxMemory is how many bytes the bodies that are being received, and the answers with payloads that are being sent, may take
+	// together, without those that take up to 64 KiB: 503 with Retry-After beyond. Such an answer takes four times the size of its payloads, and
+	// trying a filter 16 MiB, or twice the largest payload where that is more. Defaults to 256 MiB.
 	MaxMemory int64
 	// MaxEventsPerSecondPerToken and MaxEventsPerSecondPerRepo are how many events may be posted here in a second by who has
 	// one token, and to one repo; more are answered 429. A batch counts for each of its events. Default to no limit.
@@ -124,6 +128,12 @@ type server struct {
 
 // ServeHTTP answers one request. A panic below becomes a 500 and a log line.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	waits := strings.HasSuffix(r.URL.Path, "/redeliver") || strings.HasSuffix(r.URL.Path, "/poll")
+	if limit := answerTime(r); limit > 0 && !waits {
+		ctx, cancel := context.WithTimeout(r.Context(), limit)
+		defer cancel()
+		r = r.WithContext(ctx)
+	}
 	answer := &response{ResponseWriter: w, request: r}
 	defer func() {
 		cause := recover()
@@ -144,7 +154,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	if strings.HasPrefix(r.URL.Path, base+"/") {
 		slots := s.slots
-		if strings.HasSuffix(r.URL.Path, "/redeliver") || strings.HasSuffix(r.URL.Path, "/poll") {
+		if waits {
 			slots = s.waiting
 		}
 		if p := slots.take(); p != nil {
@@ -154,6 +164,16 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		defer slots.give()
 	}
 	s.mux.ServeHTTP(answer, r)
+}
+
+// answerTime returns for how long the work for a request may go on, so that its answer, or what there is to say in its place, is sent
+// before the server's limit for that; zero if it has none.
+func answerTime(r *http.Request) time.Duration {
+	server, ok := r.Context().Value(http.ServerContextKey).(*http.Server)
+	if !ok || server == nil {
+		return 0
+	}
+	return server.WriteTimeout / 10 * 9
 }
 
 func (s *server) ready(w http.ResponseWriter, _ *http.Request) {

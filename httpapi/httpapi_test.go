@@ -234,6 +234,7 @@ func TestErrors(t *testing.T) {
 		{posthorn.Errorf(posthorn.CodeConflict, "other content"), 409, "other content", ""},
 		{posthorn.Errorf(posthorn.CodeTooLarge, "too much"), 413, "too much", ""},
 		{posthorn.Errorf(posthorn.CodeUnavailable, "not now"), 503, "not now", ""},
+		{posthorn.Errorf(posthorn.CodeUncertain, "done or not"), 503, "done or not", ""},
 		{posthorn.Errorf(posthorn.CodeInternal, "defect: %w", cause), 500, "log", ""},
 		{posthorn.Errorf("new code", "defect: %w", cause), 500, "log", ""},
 		{fmt.Errorf("wrapped: %w", posthorn.Errorf(posthorn.CodeNotFound, "Webhook not found")), 404, "Webhook not found", ""},

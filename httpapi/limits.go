@@ -1,6 +1,8 @@
 package httpapi
 
 import (
+	"context"
+	"encoding/json"
 	"math"
 	"net/http"
 	"strconv"
@@ -8,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/danielgtaylor/huma/v2"
 	"golang.org/x/time/rate"
 )
 
@@ -68,24 +71,65 @@ func (s *shares) give(name string) {
 	}
 }
 
-// memory is what large bodies may take together, in bytes.
+// memory is what large bodies and answers may take together, in bytes.
 type memory struct {
 	most int64
 	used atomic.Int64
 }
 
-// take returns a problem if there is no room for a body. Otherwise give must be called after it.
+// take returns a problem if there is no room for a body or an answer. Otherwise give must be called after it.
 func (m *memory) take(size int64) error {
 	if m.used.Add(size) <= m.most || m.used.Load() == size { // a single one always gets through
 		return nil
 	}
 	m.used.Add(-size)
-	p := newProblem(http.StatusServiceUnavailable, "large bodies take up as much memory as they may (--max-api-memory): try again")
+	p := newProblem(http.StatusServiceUnavailable, "large bodies and answers take up as much memory as they may (--max-api-memory): try again")
 	p.header = http.Header{"Retry-After": {"1"}}
 	return p
 }
 
 func (m *memory) give(size int64) { m.used.Add(-size) }
+
+const (
+	// payloadCopies is how often a payload is in memory at the worst while it is answered: as the store returned it, as a string, and
+	// encoded, in a buffer that doubles as it grows. (Escaping adds a little, and to one that is all quotes as much again.)
+	payloadCopies = 4
+	// filterCopies is the same while a filter is tried on a page of payloads, of which one at a time is decoded.
+	filterCopies = 2
+)
+
+// heldKey is for how many bytes of the memory a request holds.
+type heldKey struct{}
+
+// giveBack is the middleware that gives back what a request holds of the memory, when its client has the answer or is gone.
+func (s *server) giveBack(ctx huma.Context, next func(huma.Context)) {
+	held := new(int64)
+	defer func() { s.memory.give(*held) }()
+	next(huma.WithValue(ctx, heldKey{}, held))
+}
+
+// hold takes so many bytes of the memory for the answer to a request, or returns a problem if there is no room. Small ones are free,
+// as small bodies are.
+func (s *server) hold(ctx context.Context, size int) error {
+	if size <= maxBody {
+		return nil
+	}
+	if err := s.memory.take(int64(size)); err != nil {
+		return err
+	}
+	*ctx.Value(heldKey{}).(*int64) += int64(size) //nolint:forcetypeassert // nothing else is in it
+	return nil
+}
+
+// holdAll is hold for the payloads of a page. That they have been read by then matters little: most pages are small, and a store
+// reads few at a time.
+func holdAll[T any](ctx context.Context, s *server, items []T, payload func(*T) json.RawMessage) error {
+	size := 0
+	for i := range items {
+		size += len(payload(&items[i]))
+	}
+	return s.hold(ctx, payloadCopies*size)
+}
 
 // eventRates holds tokens and repos to so many events a second. Whoever has some left may post a batch of more than that, and
 // then waits until it is made up for.
@@ -124,8 +168,9 @@ func (l *eventRates) limits(token, repo string) (limits []rateLimit) {
 	return limits
 }
 
-// check returns a problem if the token or the repo has to wait.
-func (l *eventRates) check(now time.Time, token, repo string) error {
+// take counts n events that are about to be posted, or returns a problem if the token or the repo has to wait. Those that are not
+// accepted are to be given back. They are counted before, so that requests that come at the same moment see each other.
+func (l *eventRates) take(now time.Time, token, repo string, n int) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, limit := range l.limits(token, repo) {
@@ -136,17 +181,25 @@ func (l *eventRates) check(now time.Time, token, repo string) error {
 			return p
 		}
 	}
+	l.charge(now, token, repo, n)
 	return nil
 }
 
-// charge counts n events that were accepted.
-func (l *eventRates) charge(now time.Time, token, repo string, n int) {
+// give takes back that n events were counted.
+func (l *eventRates) give(now time.Time, token, repo string, n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.charge(now, token, repo, -n)
+}
+
+// charge counts n events, or takes that back where n is negative. Cancelling a reservation would not do: that gives back only what has not begun.
+func (l *eventRates) charge(now time.Time, token, repo string, n int) {
 	for _, limit := range l.limits(token, repo) {
 		bucket := l.bucket(now, limit.key, limit.perSecond)
-		for left := n; left > 0; left -= bucket.Burst() { // what exceeds it is borrowed from the time to come
-			bucket.ReserveN(now, min(left, bucket.Burst()))
+		for left := n; left != 0; { // what exceeds the burst is borrowed from the time to come
+			part := min(left, bucket.Burst())
+			bucket.ReserveN(now, part)
+			left -= part
 		}
 	}
 }

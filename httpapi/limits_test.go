@@ -1,11 +1,16 @@
 package httpapi
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/musehub/posthorn"
@@ -17,10 +22,7 @@ func TestEventRates(t *testing.T) {
 	l := eventRates{perToken: 10, perRepo: 4}
 	take := func(at time.Duration, token, repo string, n int, retryAfter string) {
 		t.Helper()
-		err := l.check(start.Add(at), token, repo)
-		if err == nil {
-			l.charge(start.Add(at), token, repo, n)
-		}
+		err := l.take(start.Add(at), token, repo, n)
 		p, refused := errors.AsType[*problem](err)
 		switch {
 		case retryAfter == "" && err != nil:
@@ -50,9 +52,19 @@ func TestEventRates(t *testing.T) {
 	take(time.Minute+24*time.Second, "d", "r5", 1, "1")
 	take(time.Minute+25*time.Second, "d", "r5", 1, "")
 
+	// What is given back is as if it had not been taken, however much it was, and never more than that.
+	take(2*time.Minute, "f", "r7", 100, "")
+	take(2*time.Minute, "g", "r7", 1, "25")
+	l.give(start.Add(2*time.Minute), "f", "r7", 98)
+	take(2*time.Minute, "f", "r7", 2, "")
+	take(2*time.Minute, "f", "r7", 1, "1")
+	l.give(start.Add(3*time.Minute), "f", "r7", 2)
+	take(3*time.Minute, "f", "r7", 4, "")
+	take(3*time.Minute, "f", "r7", 1, "1")
+
 	// Names cost no memory once they are idle.
 	for i := range 10 * minSweep {
-		l.charge(start.Add(time.Hour+time.Duration(i)*time.Millisecond), "e"+fmt.Sprint(i), fmt.Sprint(i), 1)
+		take(time.Hour+time.Duration(i)*time.Millisecond, "e"+fmt.Sprint(i), fmt.Sprint(i), 1, "")
 	}
 	if n := len(l.buckets); n > 4*minSweep {
 		t.Errorf("there are %d buckets", n)
@@ -60,8 +72,7 @@ func TestEventRates(t *testing.T) {
 
 	unlimited := eventRates{}
 	for range 100 {
-		unlimited.charge(start, "a", "r1", 1000)
-		if err := unlimited.check(start, "a", "r1"); err != nil || len(unlimited.buckets) != 0 {
+		if err := unlimited.take(start, "a", "r1", 1000); err != nil || len(unlimited.buckets) != 0 {
 			t.Fatalf("without limits: %v, %d buckets", err, len(unlimited.buckets))
 		}
 	}
@@ -89,6 +100,56 @@ func TestEventRatesOverHTTP(t *testing.T) {
 	api.do("GET", "/api/v1/repos/r1/webhooks", "").ok(http.StatusOK)
 }
 
+// Events count from the moment on that they are about to be accepted: those that come meanwhile don't get past the limit.
+func TestEventRatesAtOnce(t *testing.T) {
+	store := &tampered{Store: openStore(t)}
+	api := newTestAPIOver(t, store, posthorn.Config{})
+	if err := api.dispatcher.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	api.webhook(`{"polled":true,"events":["push"]}`)
+	api.rates.perRepo = 1
+	committing, release := make(chan struct{}), make(chan struct{})
+	store.onCommit(func(do commit) ([]posthorn.Acceptance, error) {
+		close(committing)
+		<-release
+		return do()
+	})
+	batch := strings.Repeat(`{"eventType":"push","payload":1},`, 999) + `{"eventType":"push","payload":1}`
+	posted := make(chan int, 1)
+	go func() { posted <- api.do("POST", "/api/v1/repos/r1/events:batch", `{"events":[`+batch+`]}`).status }()
+	<-committing
+	// No webhook wants this one, so it doesn't wait for the commit.
+	api.do("POST", "/api/v1/repos/r1/events", `{"eventType":"issue","payload":1}`).
+		problem(http.StatusTooManyRequests, "--max-events-per-second-per-repo", "")
+	close(release)
+	if status := <-posted; status != http.StatusAccepted {
+		t.Errorf("the batch was answered %d", status)
+	}
+}
+
+// Of who hangs up, nobody knows what was accepted, so it counts.
+func TestEventRatesHungUp(t *testing.T) {
+	s := &server{rates: eventRates{perRepo: 1}}
+	ctx, hangUp := context.WithCancel(t.Context())
+	for range 2 {
+		settle, err := s.count(ctx, "r1", 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		settle(0)
+	}
+	settle, err := s.count(ctx, "r1", 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hangUp()
+	settle(0)
+	if _, err := s.count(t.Context(), "r1", 1); err == nil {
+		t.Error("hanging up costs nothing")
+	}
+}
+
 // Pings and tests are events, too.
 func TestEventRatesByHand(t *testing.T) {
 	for _, path := range []string{"/ping", "/test"} {
@@ -100,7 +161,7 @@ func TestEventRatesByHand(t *testing.T) {
 		if left := api.rates.bucket(began, rateKey{"r1", true}, 1).TokensAt(began); left != 0 {
 			t.Errorf("%s leaves %v of one event", path, left)
 		}
-		api.rates.charge(time.Now(), "", "r1", 100)
+		api.rates.give(time.Now(), "", "r1", -100) // as if so many were posted
 		api.do("POST", path, `{"eventType":"push","payload":1}`).problem(http.StatusTooManyRequests, "--max-events-per-second-per-repo", "")
 	}
 }
@@ -190,6 +251,103 @@ func TestMemoryOfBodies(t *testing.T) {
 	if n := api.memory.used.Load(); n != 0 {
 		t.Errorf("%d bytes are not given back", n)
 	}
+}
+
+// Answers with payloads share it with them, each by what it takes; small ones are free.
+func TestMemoryOfAnswers(t *testing.T) {
+	api := startAPI(t, posthorn.Config{})
+	large := strings.Repeat("x", 100_000)
+	webhooks := map[string]string{}
+	for repo, payload := range map[string]string{"large": large, "small": "x"} {
+		for _, receiving := range []string{`"polled":true`, `"url":"` + receiver(t, func(http.ResponseWriter, *http.Request) {}) + `"`} {
+			w := api.do("POST", "/api/v1/repos/"+repo+"/webhooks", `{`+receiving+`,"events":["push"]}`).ok(http.StatusCreated)
+			webhooks[repo+receiving[:8]] = "/webhooks/" + w["webhookId"].(string)
+		}
+		api.do("POST", "/api/v1/repos/"+repo+"/events", `{"eventType":"push","eventId":"e","payload":"`+payload+`"}`).ok(http.StatusAccepted)
+		webhooks[repo+"delivery"] = (<-api.made).ID
+	}
+	api.memory.most = 100 << 20
+	ask := func(repo string, refused bool) {
+		t.Helper()
+		sent := webhooks[repo+`"url":"h`] + "/deliveries"
+		for _, path := range []string{"/events", "/events/e", sent, sent + "/" + webhooks[repo+"delivery"], webhooks[repo+`"polled"`] + "/poll"} {
+			a := api.do("GET", "/api/v1/repos/"+repo+path, "")
+			if !refused {
+				a.ok(http.StatusOK)
+				continue
+			}
+			a.problem(http.StatusServiceUnavailable, "--max-api-memory", "")
+			if a.header.Get("Retry-After") != "1" {
+				t.Errorf("%s: Retry-After %q", path, a.header.Get("Retry-After"))
+			}
+		}
+	}
+	test := func() answer { return api.do("POST", "/api/v1/repos/small/filter-test", `{"filter":"true"}`) }
+	for _, step := range []struct {
+		free                   int64
+		refused, filterRefused bool
+	}{
+		{300_000, true, true}, {400_100, false, true}, {16 << 20, false, false}, {300_000, true, true},
+	} {
+		if err := api.memory.take(api.memory.most - step.free); err != nil {
+			t.Fatal(err)
+		}
+		ask("large", step.refused)
+		ask("small", false)
+		if a := test(); step.filterRefused {
+			a.problem(http.StatusServiceUnavailable, "--max-api-memory", "")
+		} else {
+			a.ok(http.StatusOK)
+		}
+		api.memory.give(api.memory.most - step.free)
+		if n := api.memory.used.Load(); n != 0 {
+			t.Fatalf("%d bytes are not given back", n)
+		}
+	}
+}
+
+// An answer holds its memory until its client has it or is cut off, and a poll none while it waits.
+func TestMemoryOfUnreadAnswers(t *testing.T) {
+	inBubble(t, func(t *testing.T, api *server, _ *tampered, connect func() net.Conn) {
+		hook, err := api.dispatcher.CreateWebhook(t.Context(), posthorn.NewWebhook{RepoID: "r1", Events: []string{"push"}, Options: posthorn.Options{Polled: true}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ask := func(path string) net.Conn {
+			client := connect()
+			fmt.Fprintf(client, "GET /api/v1/repos/r1%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer %s\r\n\r\n", path, token)
+			synctest.Wait()
+			return client
+		}
+		payload := json.RawMessage(`"` + strings.Repeat("x", 1<<16) + `"`)
+		held := func(what string, answers int) {
+			t.Helper()
+			if n, want := api.memory.used.Load(), int64(answers*payloadCopies*len(payload)); n != want {
+				t.Errorf("%s: %d bytes are held, want %d", what, n, want)
+			}
+		}
+		defer ask("/webhooks/" + hook.ID + "/poll?wait=60s").Close()
+		held("while a poll waits", 0)
+		if _, err := api.dispatcher.Dispatch(t.Context(), posthorn.Event{RepoID: "r1", Type: "push", Payload: payload}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		held("when it is answered", 1)
+		defer ask("/events").Close()
+		read := ask("/events")
+		held("with two listings", 3)
+		if _, err := io.Copy(io.Discard, read); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		held("when one of these was read", 2)
+		time.Sleep(11 * time.Second)
+		synctest.Wait()
+		held("when the other was cut off", 1)
+		time.Sleep(pollTime)
+		synctest.Wait()
+		held("when the poll was", 0)
+	})
 }
 
 func TestMaxWebhooksPerRepo(t *testing.T) {

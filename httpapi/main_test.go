@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -49,7 +50,12 @@ func startAPI(t testing.TB, cfg posthorn.Config) *testAPI {
 // newTestAPI is startAPI without starting the Dispatcher.
 func newTestAPI(t testing.TB, cfg posthorn.Config) *testAPI {
 	t.Helper()
-	api := &testAPI{t: t, logged: &logBuffer{}, made: make(chan posthorn.Delivery, 100)}
+	return newTestAPIOver(t, openStore(t), cfg)
+}
+
+// openStore returns an empty store.
+func openStore(t testing.TB) *sqlite.Store {
+	t.Helper()
 	store, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "posthorn.db"))
 	if err != nil {
 		t.Fatal(err)
@@ -59,6 +65,38 @@ func newTestAPI(t testing.TB, cfg posthorn.Config) *testAPI {
 			t.Error(err)
 		}
 	})
+	return store
+}
+
+// tampered is a store of which one commit of events can go wrong.
+type tampered struct {
+	*sqlite.Store
+	instead atomic.Pointer[func(commit) ([]posthorn.Acceptance, error)]
+}
+
+// commit is what the store would do.
+type commit func() ([]posthorn.Acceptance, error)
+
+// onCommit has the next commit of events go through a function.
+func (s *tampered) onCommit(instead func(commit) ([]posthorn.Acceptance, error)) {
+	s.instead.Store(&instead)
+}
+
+// Commit implements [posthorn.Store].
+func (s *tampered) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Acceptance, error) {
+	do := func() ([]posthorn.Acceptance, error) { return s.Store.Commit(ctx, b) }
+	if len(b.Events) > 0 {
+		if instead := s.instead.Swap(nil); instead != nil {
+			return (*instead)(do)
+		}
+	}
+	return do()
+}
+
+// newTestAPIOver is newTestAPI on a store that something may be wrong with.
+func newTestAPIOver(t testing.TB, store posthorn.Store, cfg posthorn.Config) *testAPI {
+	t.Helper()
+	api := &testAPI{t: t, logged: &logBuffer{}, made: make(chan posthorn.Delivery, 100)}
 	cfg.Logger = slog.New(slog.DiscardHandler)
 	cfg.AllowTargets = []string{"127.0.0.1/32"}
 	if cfg.Resolver == nil { // so that no name leads off the machine

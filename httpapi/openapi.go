@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -73,18 +72,22 @@ func (api) Transform(_ huma.Context, _ string, v any) (any, error) {
 
 // Marshal writes JSON. A client that is gone is no error.
 func (api) Marshal(w io.Writer, _ string, v any) error {
-	var b bytes.Buffer
-	if err := huma.DefaultJSONFormat.Marshal(&b, v); err != nil {
-		return err
-	}
-	_, _ = w.Write(b.Bytes())
-	return nil
+	return huma.DefaultJSONFormat.Marshal(heedless{w}, v) // which writes all at once, if there is no error
+}
+
+// heedless writes to a client who may be gone.
+type heedless struct{ to io.Writer }
+
+// Write never fails.
+func (w heedless) Write(b []byte) (int, error) {
+	_, _ = w.to.Write(b)
+	return len(b), nil
 }
 
 // operation adds an operation: its route, what it demands of the caller, and its part of the document.
 func operation[I, O any](s *server, op huma.Operation, need posthorn.Scope, handler func(context.Context, *I) (*O, error)) {
 	complete[I](s, &op, need)
-	op.Middlewares = append(huma.Middlewares{s.demand(need), checkQuery}, op.Middlewares...)
+	op.Middlewares = append(huma.Middlewares{s.demand(need), s.giveBack, checkQuery}, op.Middlewares...)
 	huma.Register(s.api, op, func(ctx context.Context, in *I) (*O, error) {
 		out, err := handler(ctx, in)
 		if err != nil {

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 	"time"
 
@@ -52,6 +53,10 @@ func (s *server) poll(ctx context.Context, in *pollInput) (*output[polledJSON], 
 	}
 	got, err := s.dispatcher.Poll(ctx, in.RepoID, in.WebhookID, posthorn.PollQuery{Cursor: in.Cursor, Limit: in.Limit, Wait: wait})
 	if err != nil {
+		return nil, err
+	}
+	// Not before: one that waits has nothing yet. Who is refused gets the same events again for the same cursor.
+	if err := holdAll(ctx, s, got.Events, func(e *posthorn.PolledEvent) json.RawMessage { return e.Payload }); err != nil {
 		return nil, err
 	}
 	shown := polledJSON{Events: make([]polledEventJSON, len(got.Events)), Cursor: ifSet(got.Cursor)}

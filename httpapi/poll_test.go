@@ -76,15 +76,17 @@ func (p pipes) Accept() (net.Conn, error) {
 func (p pipes) Close() error   { close(p); return nil }
 func (p pipes) Addr() net.Addr { return &net.UnixAddr{} }
 
-// A poll whose client doesn't read is over after a while, and one that waits as long as it may is not.
-func TestPollUnread(t *testing.T) {
+// inBubble runs a test in a bubble, with a server over a store of which a commit can go wrong. It has a second to read a request
+// and ten to answer it.
+func inBubble(t *testing.T, test func(t *testing.T, api *server, store *tampered, connect func() net.Conn)) {
 	path := filepath.Join(t.TempDir(), "posthorn.db")
 	synctest.Test(t, func(t *testing.T) {
-		store, err := sqlite.Open(t.Context(), path)
+		opened, err := sqlite.Open(t.Context(), path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer store.Close()
+		defer opened.Close()
+		store := &tampered{Store: opened}
 		d, err := posthorn.New(store, posthorn.Config{Logger: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
@@ -93,20 +95,77 @@ func TestPollUnread(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer d.Stop(t.Context())
-		hook, err := d.CreateWebhook(t.Context(), posthorn.NewWebhook{RepoID: "r1", Events: []string{"push"}, Options: posthorn.Options{Polled: true}})
-		if err != nil {
-			t.Fatal(err)
-		}
 		api, err := New(d, Config{Token: token})
 		if err != nil {
 			t.Fatal(err)
 		}
-		listener, serving := make(pipes), &http.Server{Handler: api, ReadTimeout: time.Second, WriteTimeout: time.Second}
+		listener, serving := make(pipes), &http.Server{Handler: api, ReadTimeout: time.Second, WriteTimeout: 10 * time.Second}
 		go serving.Serve(listener)
 		defer serving.Close()
-		poll := func(wait string) net.Conn {
+		test(t, api.(*server), store, func() net.Conn {
 			client, end := net.Pipe()
 			listener <- end
+			return client
+		})
+	})
+}
+
+// What is done for a request may take longer than the time for sending it, up to that for the answer.
+func TestSlowAnswers(t *testing.T) {
+	inBubble(t, func(t *testing.T, api *server, store *tampered, connect func() net.Conn) {
+		hook, err := api.dispatcher.CreateWebhook(t.Context(), posthorn.NewWebhook{RepoID: "r1", Events: []string{"push"}, Options: posthorn.Options{Polled: true}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		const event = `{"eventType":"push","payload":1}`
+		webhook := "/webhooks/" + hook.ID
+		for _, test := range []struct {
+			path, body string
+			slow       time.Duration
+			want       string
+		}{
+			{"/events", event, 8 * time.Second, "202 Accepted"},
+			{"/events:batch", `{"events":[` + event + `]}`, 8 * time.Second, "202 Accepted"},
+			{webhook + "/test", event, 8 * time.Second, "202 Accepted"},
+			{webhook + "/ping", "", 8 * time.Second, "202 Accepted"},
+			{"/events", event, 20 * time.Second, "503 Service Unavailable"}, // and there is still time to say so
+			{webhook + "/test", event, 20 * time.Second, "503 Service Unavailable"},
+			{webhook + "/ping", "", 20 * time.Second, "503 Service Unavailable"},
+		} {
+			store.onCommit(func(do commit) ([]posthorn.Acceptance, error) {
+				time.Sleep(test.slow)
+				return do()
+			})
+			client := connect()
+			fmt.Fprintf(client, "POST /api/v1/repos/r1%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s",
+				test.path, token, len(test.body), test.body)
+			answer, err := io.ReadAll(client)
+			if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 "+test.want) {
+				t.Errorf("%s, whose commit takes %v, was answered %q, %v", test.path, test.slow, answer, err)
+			}
+			time.Sleep(test.slow) // until the store is free
+		}
+		// A body that doesn't come is not waited for, and neither is one that means nothing.
+		for path, want := range map[string]string{"/events": "408 Request Timeout", webhook + "/test": "408 Request Timeout", webhook + "/deliveries/x/redeliver": "400 Bad Request"} {
+			client, began := connect(), time.Now()
+			fmt.Fprintf(client, "POST /api/v1/repos/r1%s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: 9\r\n\r\n{", path, token)
+			answer, err := io.ReadAll(client)
+			if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 "+want) || time.Since(began) > 2*time.Second {
+				t.Errorf("half a body for %s was answered after %v: %q, %v", path, time.Since(began), answer, err)
+			}
+		}
+	})
+}
+
+// A poll whose client doesn't read is over after a while, and one that waits as long as it may is not.
+func TestPollUnread(t *testing.T) {
+	inBubble(t, func(t *testing.T, api *server, _ *tampered, connect func() net.Conn) {
+		hook, err := api.dispatcher.CreateWebhook(t.Context(), posthorn.NewWebhook{RepoID: "r1", Events: []string{"push"}, Options: posthorn.Options{Polled: true}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		poll := func(wait string) net.Conn {
+			client := connect()
 			fmt.Fprintf(client, "GET /api/v1/repos/r1/webhooks/%s/poll?wait=%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer %s\r\n\r\n", hook.ID, wait, token)
 			return client
 		}
@@ -114,18 +173,18 @@ func TestPollUnread(t *testing.T) {
 		if err != nil || !strings.Contains(string(answer), "200 OK") || !strings.Contains(string(answer), `"events":[]`) {
 			t.Errorf("the one that waited got %q, %v", answer, err)
 		}
-		if _, err := d.Dispatch(t.Context(), posthorn.Event{RepoID: "r1", Type: "push", Payload: json.RawMessage(`"` + strings.Repeat("x", 1<<16) + `"`)}); err != nil {
+		if _, err := api.dispatcher.Dispatch(t.Context(), posthorn.Event{RepoID: "r1", Type: "push", Payload: json.RawMessage(`"` + strings.Repeat("x", 1<<16) + `"`)}); err != nil {
 			t.Fatal(err)
 		}
 		client := poll("0s")
 		defer client.Close()
 		synctest.Wait()
-		if n := len(api.(*server).waiting); n != 1 {
+		if n := len(api.waiting); n != 1 {
 			t.Fatalf("%d polls are under way", n)
 		}
 		time.Sleep(pollTime + time.Second)
 		synctest.Wait()
-		if n := len(api.(*server).waiting); n != 0 {
+		if n := len(api.waiting); n != 0 {
 			t.Errorf("%d polls are under way whose client doesn't read", n)
 		}
 	})

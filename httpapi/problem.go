@@ -67,9 +67,21 @@ func problemFor(err error) *problem {
 	}
 	p := newProblem(status, "%s", e.Public())
 	p.Field = e.Field
-	if status == http.StatusServiceUnavailable {
+	// Not where it may have been done already: clients take the header as leave to do it again by themselves.
+	if e.Code == posthorn.CodeUnavailable {
 		p.header = http.Header{"Retry-After": {"1"}}
 	}
+	return p
+}
+
+// repeatable is the error of posting events that all have an ID of the caller's: the same again does nothing twice, even where nobody
+// knows what became of them.
+func repeatable(err error) error {
+	if posthorn.ErrorCode(err) != posthorn.CodeUncertain {
+		return err
+	}
+	p := problemFor(err)
+	p.header = http.Header{"Retry-After": {"1"}}
 	return p
 }
 

@@ -378,15 +378,17 @@ func (s *server) pingWebhook(ctx context.Context, in *webhookInput) (*output[rec
 
 // sendByHand sends an event that counts as one that was posted.
 func (s *server) sendByHand(ctx context.Context, repoID string, send func() (posthorn.Receipt, error)) (*output[receiptJSON], error) {
-	now, actor := time.Now(), posthorn.ActorOf(ctx)
-	if err := s.rates.check(now, actor, repoID); err != nil {
+	settle, err := s.count(ctx, repoID, 1)
+	if err != nil {
 		return nil, err
 	}
+	accepted := 0
+	defer func() { settle(accepted) }()
 	receipt, err := send()
 	if err != nil {
 		return nil, err
 	}
-	s.rates.charge(now, actor, repoID, 1)
+	accepted = 1
 	return &output[receiptJSON]{receiptJSON{receipt.EventID, receipt.Deliveries}}, nil
 }
 

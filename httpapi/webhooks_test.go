@@ -231,7 +231,8 @@ func TestWebhookOptions(t *testing.T) {
 	for name, bad := range map[string][]string{
 		"retryPolicy": {`"often"`, `null`, `5`}, "finalStatuses": {`"4xx"`, `[404]`}, "timeout": {`61`, `-1`, `0.5`, `"5"`, `9223372036854775807`},
 		"maxInFlight": {`-1`, `10001`, `true`}, "maxPerSecond": {`-1`, `10001`, `1.5`},
-		"filter": {`"branch == 1"`, `1`}, "headers": {`{"Host":"x"}`, `{"A":1}`, `["A"]`, `null`, `{"A":"***"}`},
+		"filter": {`"branch == 1"`, `1`}, "headers": {`{"Host":"x"}`, `{"A":1}`, `["A"]`, `null`, `{"A":"***"}`,
+			`{"A":null}`, `{"A":"x","B":null}`, `{"A":{}}`, `{"A":["x"]}`, `{"A":"x","A":"y"}`, `{"A":"x","B":"y","\u0041":"z"}`},
 		"githubSignature": {`1`}, "idempotencyKey": {`"yes"`}, "ordering": {`"fifo"`}, "keepWhileInactive": {`1`},
 	} {
 		for _, value := range bad {
@@ -254,6 +255,13 @@ func TestHeadersAreMasked(t *testing.T) {
 		if !strings.Contains(string(again.body), want) || strings.Contains(string(again.body), "hush") {
 			t.Errorf("%s, want %s", again.body, want)
 		}
+	}
+	// What is no text changes nothing, and is not taken for an empty one.
+	api.do("PATCH", path, `{"headers":{"Authorization":null}}`).problem(http.StatusUnprocessableEntity, "values are strings", "headers")
+	api.do("PATCH", path, `{"headers":{"X-B":"a" , "\u0058-B":"b"}}`).problem(http.StatusUnprocessableEntity, `"X-B" is there twice`, "headers")
+	kept := `{"headers":{ "Authorization" : "***","X-\u0042":"\u002a**"} }`
+	if shown := api.do("PATCH", path, kept).ok(http.StatusOK)["headers"].(map[string]any); len(shown) != 2 {
+		t.Errorf("what there was is now %v", shown)
 	}
 	if shown := api.do("PATCH", path, `{"headers":{}}`).ok(http.StatusOK); shown["headers"] != nil {
 		t.Errorf("after their removal: %v", shown["headers"])

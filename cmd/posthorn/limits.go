@@ -8,7 +8,7 @@ import (
 // apiLimits is the flags that limit what clients of the REST API can ask of the server. docs/limits.md lists all limits.
 type apiLimits struct {
 	MaxAPIRequests             int           `group:"limits" default:"1024" placeholder:"N" help:"Requests to the REST API that may be under way at once, and as many redeliveries and polls beside them (default ${default})."`
-	MaxAPIMemory               byteSize      `group:"limits" name:"max-api-memory" default:"256MiB" placeholder:"SIZE" help:"Memory for the bodies of events that are being received, but for small ones (default ${default})."`
+	MaxAPIMemory               byteSize      `group:"limits" name:"max-api-memory" default:"256MiB" placeholder:"SIZE" help:"Memory for the bodies of events that are being received and for answers with payloads, but for small ones (default ${default})."`
 	MaxAPIConnections          int           `group:"limits" name:"max-api-connections" default:"4096" placeholder:"N" help:"Connections to the REST API; more wait to be accepted (default ${default})."`
 	MaxEventsPerSecondPerToken int           `group:"limits" default:"0" placeholder:"N" help:"Events that a token may post in a second, at each node; 0: any number (default ${default})."`
 	MaxEventsPerSecondPerRepo  int           `group:"limits" default:"0" placeholder:"N" help:"Events that may be posted to a repo in a second, at each node; 0: any number (default ${default})."`
