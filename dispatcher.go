@@ -267,9 +267,6 @@ func (d *Dispatcher) followChanges(ctx context.Context) {
 		default:
 			version = changes.Version
 			d.subscriptions.follow(changes, asked)
-			for _, w := range changes.Webhooks {
-				d.sched.changed(w.Seq)
-			}
 		}
 		select {
 		case <-ctx.Done():

@@ -490,13 +490,12 @@ func (s *scheduler) setFlow(q *queue, f flow) {
 	q.limit.SetMost(f.inFlight)
 }
 
-// changed says that a webhook was changed, by whatever node. Until an attempt tells what it wants now, it gets one request at a
-// time, and goes up from there: what was held while it was not active comes gently.
+// changed says that a webhook was changed. Until an attempt tells what it wants now, it gets one request at a time.
 func (s *scheduler) changed(webhook int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if q := s.queues[webhook]; q != nil {
-		s.setFlow(q, flow{inFlight: 1, perSecond: q.flow.perSecond})
+		s.setFlow(q, flow{inFlight: 1})
 	}
 }
 

@@ -279,7 +279,9 @@ func (d *Dispatcher) UpdateWebhook(ctx context.Context, repoID, id string, p Web
 		return Webhook{}, err
 	}
 	d.subscriptions.invalidate(repoID, w.Seq)
-	d.sched.changed(w.Seq)
+	if p.MaxInFlight != nil || p.MaxPerSecond != nil {
+		d.sched.changed(w.Seq)
+	}
 	if p.Active != nil && *p.Active {
 		d.sched.wantSpilled(w.Seq)
 	}

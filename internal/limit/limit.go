@@ -22,6 +22,9 @@ import "time"
 // many there are. If it always followed the latencies, even slowly, then a queue of our own making would become usual, and the limit
 // would creep to the maximum. A receiver that has become slower for other reasons therefore brings the limit down to one, and
 // a few answers later it doubles again.
+//
+// After a pause it starts anew, as TCP does (RFC 5681, section 4.1): to a receiver that has been away, or whose webhook was not active, what
+// waits comes with few requests at first.
 type Limit struct {
 	most int // what it can grow to
 	n    int
@@ -47,6 +50,8 @@ const (
 	// A webhook is silent when it has answered nothing for silentFor times its usual latency, and for minSilence.
 	silentFor  = 10
 	minSilence = time.Second
+	// After so long without a request the limit starts anew: what a receiver could take once is no longer known.
+	restartAfter = 2 * time.Minute
 )
 
 // New returns a limit that can grow to most.
@@ -66,6 +71,10 @@ func (l *Limit) Reached(inFlight int) bool {
 func (l *Limit) Allows(now time.Time, inFlight int) bool {
 	switch {
 	case inFlight == 0:
+		if !l.heard.IsZero() && now.Sub(l.heard) > restartAfter {
+			l.Cut(now)
+			l.slowStart = true
+		}
 		l.heard = now
 		return true
 	case l.Reached(inFlight):

@@ -195,3 +195,21 @@ func TestLimitOfSilentWebhook(t *testing.T) {
 		}
 	}
 }
+
+// After a long pause nobody knows what the receiver can take: it gets one at first, and soon as many as it does take.
+func TestLimitAfterPause(t *testing.T) {
+	r := newReceiver(64, always(20*time.Millisecond))
+	r.backlog(2000)
+	r.inFlight = nil
+	r.now = r.now.Add(restartAfter)
+	if !r.limit.Allows(r.now, 0) || !r.limit.Allows(r.now, 1) {
+		t.Error("it starts anew after a short pause")
+	}
+	r.now = r.now.Add(restartAfter + time.Millisecond)
+	if !r.limit.Allows(r.now, 0) || r.limit.Allows(r.now, 1) {
+		t.Error("it does not start anew after a long pause")
+	}
+	if _, mean, _ := r.backlog(1000); mean != 64 {
+		t.Errorf("the limit is %d on average, long after the pause", mean)
+	}
+}
