@@ -247,6 +247,45 @@ func TestRetryAfterHoldsAll(t *testing.T) {
 	})
 }
 
+// A receiver that says that it, or what stands behind it, has too much to do is sent one request at a time, where another failure
+// only halves how many there are.
+func TestSlowedDown(t *testing.T) {
+	for status, want := range map[int]int{429: 1, 502: 1, 504: 1, 500: 4, 503: 4, 408: 4} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			inWorld(t, posthorn.Config{MaxInFlightPerWebhook: 8, RetryPolicy: &posthorn.RetryPolicy{}}, func(t *testing.T, w *world) {
+				w.webhook("r1", good)
+				failed := make(chan struct{})
+				w.answers(func(r request) sender.Outcome {
+					pass(100 * time.Millisecond)
+					if r.eventID == "e60" { // when there are eight at a time
+						close(failed)
+						return sender.Outcome{Status: status}
+					}
+					return ok200
+				})
+				for i := range 120 {
+					w.dispatch("r1", fmt.Sprint("e", i))
+				}
+				<-failed
+				w.mu.Lock()
+				most := w.most[good]
+				w.mu.Unlock()
+				pass(150 * time.Millisecond) // those that were under way beside it are over
+				w.mu.Lock()
+				got := w.inFlight[good]
+				w.mu.Unlock()
+				if most != 8 || got != want {
+					t.Errorf("%d requests at a time before, %d after; want 8 and %d", most, got, want)
+				}
+				pass(time.Minute)
+				if n := len(w.seen(good)); n != 120 {
+					t.Errorf("%d requests in the end, want 120", n)
+				}
+			})
+		})
+	}
+}
+
 // 410 disables a webhook, with a reason; what is queued waits until it is active again.
 func TestGone(t *testing.T) {
 	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
