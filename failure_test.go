@@ -2,9 +2,14 @@ package posthorn_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net"
 	"net/http"
+	"net/http/httptest"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -13,7 +18,9 @@ import (
 	"time"
 
 	"github.com/musehub/posthorn"
+	"github.com/musehub/posthorn/internal/guardtest"
 	"github.com/musehub/posthorn/internal/sender"
+	"github.com/musehub/posthorn/sqlite"
 )
 
 func TestParseRetryPolicy(t *testing.T) {
@@ -210,6 +217,48 @@ func TestRetryOptions(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// A look-up that fails is a failure like any other: the next attempt asks again. Here with the real sender and a real DNS server.
+func TestFailedLookupIsRetried(t *testing.T) {
+	receiver := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	t.Cleanup(receiver.Close)
+	_, port, _ := net.SplitHostPort(receiver.Listener.Addr().String())
+	store, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "posthorn.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { store.Close() })
+	dns := guardtest.NewDNS(t, map[string]string{"hook.test.": "fail"})
+	made := make(chan posthorn.Delivery, 100)
+	d, err := posthorn.New(store, posthorn.Config{
+		AllowTargets: []string{"127.0.0.1"}, Resolver: dns.Resolver(), Logger: slog.New(slog.DiscardHandler),
+		RetryPolicy: &posthorn.RetryPolicy{Delays: slices.Repeat([]time.Duration{50 * time.Millisecond}, 40)},
+		OnDelivery:  func(d posthorn.Delivery) { made <- d },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Stop(context.Background()) })
+	if _, err := d.CreateWebhook(t.Context(), posthorn.NewWebhook{RepoID: "r1", URL: "http://hook.test:" + port, Events: []string{"push"}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Dispatch(t.Context(), posthorn.Event{RepoID: "r1", Type: "push", Payload: json.RawMessage("{}")}); err != nil {
+		t.Fatal(err)
+	}
+	first := <-made
+	if first.Success || first.ResponseBody != "request error: DNS: the lookup failed" || first.NextAttemptAt.IsZero() {
+		t.Fatalf("the first attempt is %+v", first)
+	}
+	dns.Set("hook.test.", "127.0.0.1")
+	for last := first; !last.Success; last = <-made {
+		if last.NextAttemptAt.IsZero() {
+			t.Fatalf("the last attempt is %+v", last)
+		}
 	}
 }
 
