@@ -1,8 +1,10 @@
 package httpapi
 
 import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -17,6 +19,7 @@ import (
 	"time"
 
 	"github.com/musehub/posthorn"
+	"github.com/musehub/posthorn/internal/jwtauth"
 )
 
 // tenant is what a repo has.
@@ -57,12 +60,31 @@ const passed = http.StatusUnprocessableEntity // what an authorized request gets
 // Every route, with every kind of credentials, in the own repo and in others.
 func TestAccess(t *testing.T) {
 	api := startAPI(t, posthorn.Config{})
+	const secret = "a secret that others sign with, of more than 32 bytes"
+	verifier, err := jwtauth.New(jwtauth.Config{Secret: secret, ReposClaim: "repos", ScopesClaim: "scope"})
+	if err != nil {
+		t.Fatal(err)
+	}
 	api.authorizer = func(r *http.Request) (Principal, error) {
-		scope := posthorn.Scope(r.Header.Get("X-Scope"))
-		if scope == "" {
-			return Principal{}, errors.New("no session")
+		if scope := posthorn.Scope(r.Header.Get("X-Scope")); scope != "" {
+			return Principal{"user:x", []posthorn.Scope{scope}, []string{"own"}, false}, nil
 		}
-		return Principal{"user:x", []posthorn.Scope{scope}, []string{"own"}, false}, nil
+		claims, err := verifier.Verify(r.Context(), strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")) // as the binary does
+		if err != nil {
+			return Principal{}, err
+		}
+		p := Principal{Name: "jwt:" + claims.Subject, Repos: claims.Repos, AllRepos: claims.AllRepos}
+		for _, scope := range claims.Scopes {
+			p.Scopes = append(p.Scopes, posthorn.Scope(scope))
+		}
+		return p, nil
+	}
+	jwt := func(key, repos string, scopes ...posthorn.Scope) []string {
+		claims := fmt.Sprintf(`{"sub":"alice","type":"access","exp":%d,"repos":%s,"scope":%q}`, time.Now().Add(time.Hour).Unix(), repos, strings.Trim(fmt.Sprint(scopes), "[]"))
+		input := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"HS256"}`)) + "." + base64.RawURLEncoding.EncodeToString([]byte(claims))
+		mac := hmac.New(sha256.New, []byte(key))
+		mac.Write([]byte(input))
+		return []string{"Authorization: Bearer " + input + "." + base64.RawURLEncoding.EncodeToString(mac.Sum(nil))}
 	}
 	own, foreign := api.tenant("own"), api.tenant("foreign")
 	create := func(n posthorn.NewToken) string {
@@ -146,6 +168,11 @@ func TestAccess(t *testing.T) {
 		{"a session with another scope", func(posthorn.Scope) []string {
 			return []string{"Authorization: ", "X-Scope: none"}
 		}, always(403), 404},
+		{"a JWT with the scope", func(need posthorn.Scope) []string { return jwt(secret, `["own"]`, need) }, unlessAdmin, 404},
+		{"a JWT with all other scopes", func(need posthorn.Scope) []string { return jwt(secret, `["own"]`, others(need)...) }, always(403), 404},
+		{"a JWT for another repo", func(need posthorn.Scope) []string { return jwt(secret, `["another"]`, need) }, nil, 404},
+		{"a JWT for all repos", func(need posthorn.Scope) []string { return jwt(secret, `"*"`, need) }, always(passed), passed},
+		{"a JWT of another secret", func(need posthorn.Scope) []string { return jwt(secret+"!", `"*"`, need) }, always(401), 401},
 	}
 	never := tenant{"never", foreign.webhook, foreign.delivery, foreign.event, foreign.secret, foreign.replay}
 	for route := range api.operations() {
