@@ -285,7 +285,7 @@ type AuditEntry struct {
 	Actor   string // who, as [ContextWithActor] named them; empty: the program itself
 	Action  string // what, such as "webhook.update"
 	RepoID  string // empty: no repo in particular
-	Subject string // the ID of the webhook, token or delivery
+	Subject string // the ID of the webhook, token, delivery or replay
 	Detail  string // such as the names of the fields that were changed
 }
 
@@ -298,8 +298,9 @@ type AuditQuery struct {
 
 // AuditLog returns a page of the audit log. Its Total is not counted.
 //
-// It has an entry for each webhook, secret and token that was created, changed or removed and for each redelivery, written in
-// the same transaction as the change itself, and keeps them for [Config.AuditRetention].
+// It has an entry for each webhook, secret and token that was created, changed or removed, for each webhook that was disabled, for each
+// redelivery, and for each replay that was started or canceled, written in the same transaction as the change itself, and keeps them
+// for [Config.AuditRetention]. [Config.RepoExists] is not asked, so that the log of a repo that is gone can be read.
 func (d *Dispatcher) AuditLog(ctx context.Context, q AuditQuery) (Page[AuditEntry], error) {
 	return d.store.AuditLog(ctx, q)
 }

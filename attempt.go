@@ -238,7 +238,7 @@ func (d *Dispatcher) requestHeader(delivery *Delivery) http.Header {
 }
 
 // RequestHeader returns the headers that a delivery's request had, with its signatures and the webhook's own headers masked; none if the receiver
-// polled.
+// polled. The log has neither [Config.UserAgent] nor [Config.Brand]: they are those of this Dispatcher.
 func (d *Dispatcher) RequestHeader(delivery Delivery) http.Header {
 	if delivery.Exchange.URL == "" {
 		return http.Header{}

@@ -121,8 +121,8 @@ type Config struct {
 	// log.SetOutput decides where that goes.
 	Logger *slog.Logger
 
-	// RepoExists tells whether the host knows a repo; where it says no, or fails, so does the call that named the repo.
-	// Defaults to every repo existing.
+	// RepoExists tells whether the host knows a repo; where it says no, or fails, so does the call that named the repo. Only
+	// AuditLog doesn't ask: what was done in a repo that is gone can still be read. Defaults to every repo existing.
 	RepoExists func(ctx context.Context, repoID string) (bool, error)
 
 	// OnDelivery is called after each delivery has been recorded, one call at a time and in the order of the log. It

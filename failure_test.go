@@ -2,9 +2,14 @@ package posthorn_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net"
 	"net/http"
+	"net/http/httptest"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -13,7 +18,9 @@ import (
 	"time"
 
 	"github.com/musehub/posthorn"
+	"github.com/musehub/posthorn/internal/guardtest"
 	"github.com/musehub/posthorn/internal/sender"
+	"github.com/musehub/posthorn/sqlite"
 )
 
 func TestParseRetryPolicy(t *testing.T) {
@@ -213,6 +220,48 @@ func TestRetryOptions(t *testing.T) {
 	}
 }
 
+// A look-up that fails is a failure like any other: the next attempt asks again. Here with the real sender and a real DNS server.
+func TestFailedLookupIsRetried(t *testing.T) {
+	receiver := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	t.Cleanup(receiver.Close)
+	_, port, _ := net.SplitHostPort(receiver.Listener.Addr().String())
+	store, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "posthorn.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { store.Close() })
+	dns := guardtest.NewDNS(t, map[string]string{"hook.test.": "fail"})
+	made := make(chan posthorn.Delivery, 100)
+	d, err := posthorn.New(store, posthorn.Config{
+		AllowTargets: []string{"127.0.0.1"}, Resolver: dns.Resolver(), Logger: slog.New(slog.DiscardHandler),
+		RetryPolicy: &posthorn.RetryPolicy{Delays: slices.Repeat([]time.Duration{50 * time.Millisecond}, 40)},
+		OnDelivery:  func(d posthorn.Delivery) { made <- d },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Stop(context.Background()) })
+	if _, err := d.CreateWebhook(t.Context(), posthorn.NewWebhook{RepoID: "r1", URL: "http://hook.test:" + port, Events: []string{"push"}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Dispatch(t.Context(), posthorn.Event{RepoID: "r1", Type: "push", Payload: json.RawMessage("{}")}); err != nil {
+		t.Fatal(err)
+	}
+	first := <-made
+	if first.Success || first.ResponseBody != "request error: DNS: the lookup failed" || first.NextAttemptAt.IsZero() {
+		t.Fatalf("the first attempt is %+v", first)
+	}
+	dns.Set("hook.test.", "127.0.0.1")
+	for last := first; !last.Success; last = <-made {
+		if last.NextAttemptAt.IsZero() {
+			t.Fatalf("the last attempt is %+v", last)
+		}
+	}
+}
+
 // While a receiver wants to be left alone, it is, whatever there is for it; others get theirs.
 func TestRetryAfterHoldsAll(t *testing.T) {
 	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
@@ -376,6 +425,45 @@ func TestActiveAgainGently(t *testing.T) {
 			t.Errorf("%d requests in the end", n)
 		}
 	})
+}
+
+// A receiver that says that it, or what stands behind it, has too much to do is sent one request at a time, where another failure
+// only halves how many there are.
+func TestSlowedDown(t *testing.T) {
+	for status, want := range map[int]int{429: 1, 502: 1, 504: 1, 500: 4, 503: 4, 408: 4} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			inWorld(t, posthorn.Config{MaxInFlightPerWebhook: 8, RetryPolicy: &posthorn.RetryPolicy{}}, func(t *testing.T, w *world) {
+				w.webhook("r1", good)
+				failed := make(chan struct{})
+				w.answers(func(r request) sender.Outcome {
+					pass(100 * time.Millisecond)
+					if r.eventID == "e60" { // when there are eight at a time
+						close(failed)
+						return sender.Outcome{Status: status}
+					}
+					return ok200
+				})
+				for i := range 120 {
+					w.dispatch("r1", fmt.Sprint("e", i))
+				}
+				<-failed
+				w.mu.Lock()
+				most := w.most[good]
+				w.mu.Unlock()
+				pass(150 * time.Millisecond) // those that were under way beside it are over
+				w.mu.Lock()
+				got := w.inFlight[good]
+				w.mu.Unlock()
+				if most != 8 || got != want {
+					t.Errorf("%d requests at a time before, %d after; want 8 and %d", most, got, want)
+				}
+				pass(time.Minute)
+				if n := len(w.seen(good)); n != 120 {
+					t.Errorf("%d requests in the end, want 120", n)
+				}
+			})
+		})
+	}
 }
 
 // 410 disables a webhook, with a reason; what is queued waits until it is active again.

@@ -263,6 +263,9 @@ func TestRepoExists(t *testing.T) {
 					t.Errorf("repo %s: %v, want %s", repo, err, want)
 				}
 			}
+			if _, err := w.AuditLog(t.Context(), posthorn.AuditQuery{RepoID: repo, Limit: 1}); err != nil { // which outlives the repo
+				t.Errorf("the audit log of repo %s: %v", repo, err)
+			}
 		}
 	})
 }

@@ -69,7 +69,7 @@ type auditEntryJSON struct {
 	Actor   string `json:"actor" doc:"Who did it; empty: the program itself" example:"token:0193a5d2-… CI of the forge"`
 	Action  string `json:"action" example:"webhook.update"`
 	RepoID  string `json:"repoId" doc:"Empty: no repo in particular"`
-	Subject string `json:"subject" doc:"The id of the webhook, token or delivery"`
+	Subject string `json:"subject" doc:"The id of the webhook, token, delivery or replay"`
 	Detail  string `json:"detail" doc:"Such as the names of the fields that were changed"`
 }
 
@@ -125,8 +125,9 @@ func (s *server) registerAccess() {
 	}, posthorn.ScopeAdmin, s.revokeToken)
 	operation(s, huma.Operation{
 		OperationID: "getAuditLog", Method: http.MethodGet, Path: "/audit", Tags: audit,
-		Summary:     "List who changed what",
-		Description: "The newest first: webhooks, secrets and tokens that were created, changed or removed, and redeliveries.",
+		Summary: "List who changed what",
+		Description: "The newest first: webhooks, secrets and tokens that were created, changed or removed, webhooks that were disabled, redeliveries, " +
+			"and replays that were started or canceled.",
 	}, posthorn.ScopeAdmin, func(ctx context.Context, in *auditLogInput) (*output[auditLogJSON], error) {
 		return s.auditLog(ctx, "", in.Limit, in.Cursor)
 	})

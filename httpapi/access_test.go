@@ -2,18 +2,26 @@ package httpapi
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
-	"errors"
+	"fmt"
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/musehub/posthorn"
+	"github.com/musehub/posthorn/internal/jwtauth"
 )
 
 // tenant is what a repo has.
@@ -54,12 +62,31 @@ const passed = http.StatusUnprocessableEntity // what an authorized request gets
 // Every route, with every kind of credentials, in the own repo and in others.
 func TestAccess(t *testing.T) {
 	api := startAPI(t, posthorn.Config{})
+	const secret = "a secret that others sign with, of more than 32 bytes"
+	verifier, err := jwtauth.New(jwtauth.Config{Secret: secret, ReposClaim: "repos", ScopesClaim: "scope"})
+	if err != nil {
+		t.Fatal(err)
+	}
 	api.authorizer = func(r *http.Request) (Principal, error) {
-		scope := posthorn.Scope(r.Header.Get("X-Scope"))
-		if scope == "" {
-			return Principal{}, errors.New("no session")
+		if scope := posthorn.Scope(r.Header.Get("X-Scope")); scope != "" {
+			return Principal{"user:x", []posthorn.Scope{scope}, []string{"own"}, false}, nil
 		}
-		return Principal{"user:x", []posthorn.Scope{scope}, []string{"own"}, false}, nil
+		claims, err := verifier.Verify(r.Context(), strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")) // as the binary does
+		if err != nil {
+			return Principal{}, err
+		}
+		p := Principal{Name: "jwt:" + claims.Subject, Repos: claims.Repos, AllRepos: claims.AllRepos}
+		for _, scope := range claims.Scopes {
+			p.Scopes = append(p.Scopes, posthorn.Scope(scope))
+		}
+		return p, nil
+	}
+	jwt := func(key, repos string, scopes ...posthorn.Scope) []string {
+		claims := fmt.Sprintf(`{"sub":"alice","type":"access","exp":%d,"repos":%s,"scope":%q}`, time.Now().Add(time.Hour).Unix(), repos, strings.Trim(fmt.Sprint(scopes), "[]"))
+		input := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"HS256"}`)) + "." + base64.RawURLEncoding.EncodeToString([]byte(claims))
+		mac := hmac.New(sha256.New, []byte(key))
+		mac.Write([]byte(input))
+		return []string{"Authorization: Bearer " + input + "." + base64.RawURLEncoding.EncodeToString(mac.Sum(nil))}
 	}
 	own, foreign := api.tenant("own"), api.tenant("foreign")
 	create := func(n posthorn.NewToken) string {
@@ -143,6 +170,11 @@ func TestAccess(t *testing.T) {
 		{"a session with another scope", func(posthorn.Scope) []string {
 			return []string{"Authorization: ", "X-Scope: none"}
 		}, always(403), 404},
+		{"a JWT with the scope", func(need posthorn.Scope) []string { return jwt(secret, `["own"]`, need) }, unlessAdmin, 404},
+		{"a JWT with all other scopes", func(need posthorn.Scope) []string { return jwt(secret, `["own"]`, others(need)...) }, always(403), 404},
+		{"a JWT for another repo", func(need posthorn.Scope) []string { return jwt(secret, `["another"]`, need) }, nil, 404},
+		{"a JWT for all repos", func(need posthorn.Scope) []string { return jwt(secret, `"*"`, need) }, always(passed), passed},
+		{"a JWT of another secret", func(need posthorn.Scope) []string { return jwt(secret+"!", `"*"`, need) }, always(401), 401},
 	}
 	never := tenant{"never", foreign.webhook, foreign.delivery, foreign.event, foreign.secret, foreign.replay}
 	for route := range api.operations() {
@@ -251,6 +283,25 @@ func TestTokens(t *testing.T) {
 		a := api.do("POST", "/api/v1/tokens", body)
 		a.problem(http.StatusUnprocessableEntity, "", field)
 	}
+	repos := func(n int) string {
+		names := make([]string, n)
+		for i := range names {
+			names[i] = fmt.Sprintf(`"r%d"`, i)
+		}
+		return strings.Join(names, ",")
+	}
+	for n, body := range []string{ // the second of each two is beyond the bound
+		`{"name":"` + strings.Repeat("ü", posthorn.MaxTokenNameLength) + `","scopes":["webhooks:read"],"allRepos":true}`,
+		`{"name":"` + strings.Repeat("ü", posthorn.MaxTokenNameLength+1) + `","scopes":["webhooks:read"],"allRepos":true}`,
+		`{"name":"x","scopes":["webhooks:read"],"repos":[` + repos(posthorn.MaxTokenRepos) + `]}`,
+		`{"name":"x","scopes":["webhooks:read"],"repos":[` + repos(posthorn.MaxTokenRepos+1) + `]}`,
+	} {
+		if a := api.do("POST", "/api/v1/tokens", body); n%2 == 1 {
+			a.problem(http.StatusUnprocessableEntity, "", []string{"name", "repos"}[n/2])
+		} else {
+			api.do("DELETE", "/api/v1/tokens/"+a.ok(http.StatusCreated)["tokenId"].(string), "").ok(http.StatusNoContent)
+		}
+	}
 	api.do("GET", "/api/v1/repos/own/webhooks", "", "Authorization: Bearer "+text).ok(http.StatusOK)
 	list := api.do("GET", "/api/v1/tokens?limit=1", "")
 	if strings.Contains(string(list.body), text) {
@@ -267,7 +318,8 @@ func TestTokens(t *testing.T) {
 	api.do("GET", "/api/v1/repos/own/webhooks", "", "Authorization: Bearer "+text).problem(http.StatusUnauthorized, "no such token", "")
 }
 
-// Every kind of change leaves its line, and no line has a secret or a URL.
+// Every kind of change leaves its line, and no line has a secret or a URL. That it does so in the same transaction is for stores to
+// show, in storetest's testAudit.
 func TestAuditLog(t *testing.T) {
 	api := startAPI(t, posthorn.Config{})
 	_, text, err := api.dispatcher.CreateToken(t.Context(), posthorn.NewToken{
@@ -278,17 +330,26 @@ func TestAuditLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	as := "Authorization: Bearer " + text
-	url := receiver(t, func(http.ResponseWriter, *http.Request) {})
-	w := api.do("POST", "/api/v1/repos/r1/webhooks", `{"url":"`+url+`/very-secret-path","events":["push"],"secret":"hush-one"}`, as).ok(http.StatusCreated)
+	url := receiver(t, func(w http.ResponseWriter, r *http.Request) {
+		status, _ := strconv.Atoi(strings.TrimPrefix(r.URL.Path, "/very-secret-path/"))
+		w.WriteHeader(status)
+	})
+	w := api.do("POST", "/api/v1/repos/r1/webhooks", `{"url":"`+url+`/very-secret-path/200","events":["push"],"secret":"hush-one"}`, as).ok(http.StatusCreated)
 	hook := "/api/v1/repos/r1/webhooks/" + w["webhookId"].(string)
 	api.do("PATCH", hook, `{"description":"x","secret":"hush-two"}`, as).ok(http.StatusOK)
-	s := api.do("POST", hook+"/secrets", `{"secret":"hush-three"}`, as).ok(http.StatusCreated)
-	api.do("DELETE", hook+"/secrets/"+s["secretId"].(string), "", as) // refused: it is the last
+	s := api.do("POST", hook+"/secrets", `{"secret":"hush-three","overlap":0}`, as).ok(http.StatusCreated)
+	api.do("DELETE", hook+"/secrets/"+s["secretId"].(string), "", as).problem(http.StatusConflict, "", "") // it is the last
+	api.do("POST", hook+"/secrets", `{"secret":"hush-four"}`, as).ok(http.StatusCreated)
+	api.do("DELETE", hook+"/secrets/"+s["secretId"].(string), "", as).ok(http.StatusNoContent)
 	api.do("POST", "/api/v1/repos/r1/events", `{"eventType":"push","payload":{}}`, as).ok(http.StatusAccepted)
 	delivery := (<-api.made).ID
 	api.do("POST", hook+"/deliveries/"+delivery+"/redeliver", "", as).ok(http.StatusOK)
 	api.do("PATCH", hook, `{"url":"nonsense"}`, as).problem(http.StatusUnprocessableEntity, "", "url")
 	api.do("GET", hook, "", as).ok(http.StatusOK)
+	// One that fails holds the replay, so that there is something to cancel.
+	api.do("PATCH", hook, `{"url":"`+url+`/very-secret-path/500","retryPolicy":"1h"}`, as).ok(http.StatusOK)
+	replay := api.do("POST", hook+"/replays", `{"since":"2026-01-01T00:00:00Z","only":"all"}`, as).ok(http.StatusCreated)["replayId"].(string)
+	api.do("POST", hook+"/replays/"+replay+"/cancel", "", as).ok(http.StatusOK)
 	api.do("DELETE", hook, "", as).ok(http.StatusNoContent)
 	api.do("DELETE", hook, "", as).problem(http.StatusNotFound, "", "")
 
@@ -310,7 +371,12 @@ func TestAuditLog(t *testing.T) {
 	id := w["webhookId"].(string)
 	want := []line{
 		{Action: "webhook.delete", Subject: id},
+		{Action: "replay.cancel", Subject: replay, Detail: "webhook " + id},
+		{Action: "replay.create", Subject: replay, Detail: "webhook " + id + ", all"},
+		{Action: "webhook.update", Subject: id, Detail: "url, retryPolicy"},
 		{Action: "delivery.redeliver", Subject: delivery, Detail: "webhook " + id},
+		{Action: "secret.revoke", Subject: id, Detail: s["secretId"].(string)},
+		{Action: "secret.rotate", Subject: id},
 		{Action: "secret.rotate", Subject: id},
 		{Action: "webhook.update", Subject: id, Detail: "description, secret"},
 		{Action: "webhook.create", Subject: id},
@@ -337,6 +403,30 @@ func TestAuditLog(t *testing.T) {
 	if len(all) != len(want)+1 || all[len(want)].Action != "token.create" || all[len(want)].Actor != "" {
 		t.Errorf("the whole audit log is %+v", all)
 	}
+
+	// What is of no repo, and what Posthorn does by itself.
+	made := api.do("POST", "/api/v1/tokens", `{"name":"short-lived","scopes":["admin"],"allRepos":true}`).ok(http.StatusCreated)["tokenId"].(string)
+	api.do("DELETE", "/api/v1/tokens/"+made, "").ok(http.StatusNoContent)
+	if l := read("/api/v1/audit")[0]; l.Action != "token.revoke" || l.Subject != made || l.Actor != "admin token" || l.RepoID != "" {
+		t.Errorf("a token that was revoked leaves %+v", l)
+	}
+	gone := api.do("POST", "/api/v1/repos/r2/webhooks", `{"url":"`+url+`/very-secret-path/410","events":["push"]}`).ok(http.StatusCreated)["webhookId"].(string)
+	api.do("POST", "/api/v1/repos/r2/webhooks/"+gone+"/ping", "").ok(http.StatusAccepted)
+	last := line{}
+	for deadline := time.Now().Add(time.Minute); last.Action != "webhook.disable" && time.Now().Before(deadline); {
+		last = read("/api/v1/repos/r2/audit")[0]
+	}
+	if last.Subject != gone || last.Actor != "" || !strings.Contains(last.Detail, "410") {
+		t.Errorf("a webhook that is gone leaves %+v", last)
+	}
+	left := auditActions(t)
+	for _, l := range read("/api/v1/audit") {
+		delete(left, l.Action)
+	}
+	if len(left) > 0 {
+		t.Errorf("no change of this test has left these actions: %v", slices.Collect(maps.Keys(left)))
+	}
+
 	page := api.do("GET", "/api/v1/repos/r1/audit?limit=2", "", as).ok(http.StatusOK)
 	cursor := page["nextCursor"].(string)
 	if next := read("/api/v1/repos/r1/audit?limit=2&cursor="+cursor, as); len(next) != 2 || next[0] != got[2] {
@@ -348,6 +438,33 @@ func TestAuditLog(t *testing.T) {
 	if strings.Contains(api.logged.String(), text) {
 		t.Error("the log has the token's text")
 	}
+}
+
+// auditActions returns the actions that the root package's code names.
+func auditActions(t *testing.T) map[string]bool {
+	t.Helper()
+	files, err := filepath.Glob("../*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	actions := map[string]bool{}
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		source, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, found := range regexp.MustCompile(`(?:\bAction: |\.changeSecrets\(ctx, )(\S+?)[,}]`).FindAllSubmatch(source, -1) {
+			if action, err := strconv.Unquote(string(found[1])); err == nil {
+				actions[action] = true
+			} else if string(found[1]) != "action" { // as changeSecrets has it from its callers
+				t.Errorf("%s: %s is not the name of an action: this test has to find it", file, found[0])
+			}
+		}
+	}
+	return actions
 }
 
 // An Authorizer whose own means of checking are gone lets nobody in, and says that it isn't the caller's fault.

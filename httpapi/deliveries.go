@@ -39,7 +39,7 @@ type deliveryJSON struct {
 // requestJSON is what was sent besides the payload.
 type requestJSON struct {
 	URL     string      `json:"url"`
-	Headers headersJSON `json:"headers" doc:"As they were sent, with signatures masked"`
+	Headers headersJSON `json:"headers" doc:"What was sent, with signatures masked. User-Agent and the names with the brand are those that the server has now"`
 }
 
 // responseJSON is what was received besides the body.

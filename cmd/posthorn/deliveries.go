@@ -41,11 +41,44 @@ type delivery struct {
 	// Not in listings.
 	Request  struct{ Headers http.Header } `json:"request"`
 	Response struct{ Headers http.Header } `json:"response"`
+	Timings  *timings                      `json:"timings"`
 }
 
-func (d delivery) duration() string {
-	return time.Duration(d.DurationMS * float64(time.Millisecond)).Round(100 * time.Microsecond).String()
+// timings is where the time of a delivery went, in milliseconds.
+type timings struct {
+	DNS       float64 `json:"dnsMs"`
+	Connect   float64 `json:"connectMs"`
+	TLS       float64 `json:"tlsMs"`
+	FirstByte float64 `json:"firstByteMs"`
+	Total     float64 `json:"totalMs"`
+	Reused    bool    `json:"reused"`
+	Remote    string  `json:"remoteAddressClass"`
 }
+
+func (t *timings) fields() []field {
+	if t == nil { // a server that doesn't tell
+		return nil
+	}
+	connection := "new"
+	if t.Reused {
+		connection = "kept from an earlier request"
+	}
+	return []field{
+		{"address", t.Remote},
+		{"connection", connection},
+		{"dns", milliseconds(t.DNS)},
+		{"connect", milliseconds(t.Connect)},
+		{"tls", milliseconds(t.TLS)},
+		{"first byte", milliseconds(t.FirstByte)},
+		{"total", milliseconds(t.Total)},
+	}
+}
+
+func milliseconds(ms float64) string {
+	return time.Duration(ms * float64(time.Millisecond)).Round(100 * time.Microsecond).String()
+}
+
+func (d delivery) duration() string { return milliseconds(d.DurationMS) }
 
 func (d delivery) status() string {
 	if d.ResponseStatus == 0 {
@@ -200,10 +233,12 @@ func (c *getDeliveryCmd) Run() error {
 			{"time", timestamp(d.DeliveredAt)},
 			{"duration", d.duration()},
 			{"outcome", d.outcome()},
+			{"next attempt", timestamp(d.NextAttemptAt)},
 			{"status", d.status()},
 			{"response", d.ResponseBody},
 			{"payload", d.Payload},
 		}
+		fields = append(fields, d.Timings.fields()...)
 		fields = append(fields, headerFields("> ", d.Request.Headers)...)
 		fields = append(fields, headerFields("< ", d.Response.Headers)...)
 		return details(fields...)

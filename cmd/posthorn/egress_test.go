@@ -99,6 +99,27 @@ func TestTLSOfNodeAndWebhook(t *testing.T) {
 	c.problem(c.ask(http.StatusUnprocessableEntity, "POST", "/webhooks", `{"url":"http://example.com/","events":["push"],"tls":{"minVersion":"1.3"}}`), "tls")
 }
 
+// With --tls-min-version a receiver that has nothing newer than TLS 1.2 gets nothing.
+func TestTLSMinVersionOfNode(t *testing.T) {
+	t.Parallel()
+	ca := certtest.New(t)
+	old := demanding(ca, ca)
+	old.ClientAuth, old.MaxVersion = tls.NoClientCert, tls.VersionTLS12
+	receiver := newReceiverAt(t, "127.0.0.1:0", old, nil)
+	paths := files(t, ca.PEM)
+	for version, want := range map[string]string{"1.2": "", "1.3": "request error: TLS: "} {
+		c := in(t, startContract(t, "--retry-policy", "none", "--tls-ca-file", paths[0], "--tls-min-version", version))
+		hook := c.hook(receiver.URL, "push", "")
+		c.dispatch("push", `{}`, 1)
+		if d := c.awaitLog(hook, 1)[0]; d.success() != (want == "") || !strings.HasPrefix(d.body(), want) {
+			t.Errorf("with %s: %d %q, want %q", version, d.status(), d.body(), want)
+		}
+	}
+	if n := len(receiver.got()); n != 1 {
+		t.Errorf("%d requests arrived, want 1", n)
+	}
+}
+
 // With --https-only nothing goes out in the clear, whatever there is from before.
 func TestHTTPSOnly(t *testing.T) {
 	t.Parallel()

@@ -15,6 +15,9 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/musehub/posthorn"
+	"github.com/musehub/posthorn/internal/schema"
 )
 
 // Clients that are slow, or send too much, through the real binary.
@@ -176,5 +179,19 @@ func TestLimitsAreDocumented(t *testing.T) {
 	}
 	if len(documented) > 0 {
 		t.Errorf("docs/limits.md has flags that are no limits: %s", fmt.Sprint(documented))
+	}
+	for what, limit := range map[string]string{ // those without a flag, as far as the code names them
+		"URL of a webhook":                                     fmt.Sprintf("%d,%03d characters", posthorn.MaxURLLength/1000, posthorn.MaxURLLength%1000),
+		"id of a repo, of an event":                            fmt.Sprintf("%d bytes, %d characters", posthorn.MaxRepoIDLength, posthorn.MaxEventIDLength),
+		"`orderingKey` of an event":                            fmt.Sprintf("%d bytes", posthorn.MaxOrderingKeyLength),
+		"deliveries that led to an event, one after the other": fmt.Sprint(posthorn.MaxDepth),
+		"schema of an event type, the file of `--catalogue`":   fmt.Sprintf("%d KiB, %d MiB", schema.MaxSize>>10, maxCatalogue>>20),
+		"events of a poll, and how long it waits":              fmt.Sprintf("%d, %.0f s", posthorn.MaxPoll, posthorn.MaxPollWait.Seconds()),
+		"name, scopes and repos of a token": fmt.Sprintf("%d characters, %d, and %d",
+			posthorn.MaxTokenNameLength, len(posthorn.Scopes()), posthorn.MaxTokenRepos),
+	} {
+		if row := "\n| " + what + " | " + limit + " |"; !strings.Contains(string(document), row) {
+			t.Errorf("docs/limits.md doesn't have the row %q", row)
+		}
 	}
 }

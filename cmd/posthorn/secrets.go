@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"math"
 	"net/http"
 	"os"
 	"time"
@@ -91,8 +90,7 @@ func (c *rotateSecretCmd) Run() error {
 		body["kind"] = c.Kind
 	}
 	if c.Overlap != nil {
-		s := c.Overlap.Seconds()
-		body["overlap"] = int64(math.Copysign(math.Ceil(math.Abs(s)), s)) // not 0, which would revoke all at once, unless it is
+		body["overlap"] = wholeSeconds(*c.Overlap)
 	}
 	return perform(c.connection, request{method: http.MethodPost, path: c.path("webhooks", c.Webhook, "secrets"), body: body}, func(s secret) error {
 		if err := details(field{"id", s.SecretID}, field{"kind", s.Kind}); err != nil {

@@ -51,13 +51,20 @@ func (o *webhookOptions) add(body map[string]any) error {
 		body["headers"] = headers
 	}
 	if o.Timeout != nil {
-		body["timeout"] = int64(math.Ceil(o.Timeout.Seconds()))
+		body["timeout"] = wholeSeconds(*o.Timeout)
 	}
 	settings, err := o.webhookTLS.body()
 	if settings != nil {
 		body["tls"] = settings
 	}
 	return err
+}
+
+// wholeSeconds rounds a duration away from zero to the seconds that the API takes. Zero often means something of its own, such as
+// at once, so nothing else becomes it; and what is negative stays so, for the server to refuse it.
+func wholeSeconds(d time.Duration) int64 {
+	s := d.Seconds()
+	return int64(math.Copysign(math.Ceil(math.Abs(s)), s))
 }
 
 // given adds a field to a body if there is a value.

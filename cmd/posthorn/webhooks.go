@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math"
 	"net/http"
 	"net/url"
 	"os"
@@ -254,7 +253,7 @@ func (c *updateWebhookCmd) body() (map[string]any, error) {
 	}
 	given(body, "secret", c.Secret)
 	if c.SecretOverlap != nil {
-		body["secretOverlap"] = int64(math.Ceil(c.SecretOverlap.Seconds()))
+		body["secretOverlap"] = wholeSeconds(*c.SecretOverlap)
 	}
 	given(body, "description", c.Description)
 	return body, nil

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http/httptrace"
 	"net/netip"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -311,6 +312,14 @@ func TestExplain(t *testing.T) {
 		}
 		if strings.Contains(want, "refused") && (!strings.Contains(want, v.Rule[:8]) || v.Remedy == "") {
 			t.Errorf("%s: %+v, want %q", row.URL, v, want)
+		}
+		if u, err := url.Parse(row.URL); err == nil { // what its name resolves to is told by nothing
+			name := strings.ToLower(strings.TrimSuffix(u.Hostname(), ".")) + "."
+			for _, address := range strings.Fields(guardtest.Names[name]) {
+				if text := v.Reason + v.Rule + v.Remedy; strings.Contains(text, address) && !strings.Contains(row.URL, address) {
+					t.Errorf("%s: %q tells its address", row.URL, text)
+				}
+			}
 		}
 	}
 	for _, raw := range []string{"http://public.test/", "https://8.8.8.8/"} {

@@ -108,6 +108,7 @@ func testAudit(s *suite) {
 	s.deliver(node, event, start, w)
 	entry := posthorn.Entry{WebhookSeq: w.Seq, WebhookID: w.ID, Event: event, Trigger: posthorn.TriggerRedelivery, Attempt: 1, DueAt: start}
 	t := s.token(func(*posthorn.Token) {})
+	replay, stale := posthorn.Replay{ID: s.uuid(), RepoID: repo, WebhookID: w.ID, CreatedAt: start, State: posthorn.ReplayPlanning}, posthorn.Replay{}
 	if left := s.auditLog(""); len(left) != 0 {
 		s.Fatalf("writes without an entry left %v", left)
 	}
@@ -145,6 +146,16 @@ func testAudit(s *suite) {
 			"enqueue",
 			func(ctx context.Context) error { return s.Enqueue(ctx, &entry, node) },
 			func(ctx context.Context) error { return s.Enqueue(ctx, &entry, node+1) },
+		},
+		{
+			"create replay",
+			func(ctx context.Context) error { return s.CreateReplay(ctx, &replay) },
+			func(ctx context.Context) error { again := replay; return s.CreateReplay(ctx, &again) },
+		},
+		{
+			"update replay",
+			func(ctx context.Context) error { stale = replay; return s.UpdateReplay(ctx, &replay, nil) },
+			func(ctx context.Context) error { return s.UpdateReplay(ctx, &stale, nil) },
 		},
 		{
 			"create token",

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// The flags of limits that no other test sees at work, through the real binary: each row fails when its flag reaches nothing.
+func TestLimitFlags(t *testing.T) {
+	t.Parallel()
+	s := startContract(t, "--retry-policy", "none", "--max-webhooks-per-repo", "8", "--max-in-flight", "4", "--disable-after", "3s",
+		"--max-api-memory", "100KiB", "--max-events-per-second-per-token", "100", "--max-events-per-second-per-repo", "50")
+	sharing(t, s, map[string]func(*contract){
+		"--max-webhooks-per-repo": func(c *contract) {
+			for range 8 {
+				c.hook("https://example.com/", "push", "")
+			}
+			a := c.ask(http.StatusConflict, "POST", "/webhooks", `{"url":"https://example.com/","events":["push"]}`)
+			c.problem(a, "--max-webhooks-per-repo")
+		},
+		"--max-events-per-second-per-token": func(c *contract) {
+			made := c.ask(http.StatusCreated, "POST", "/api/v1/tokens", `{"name":"x","scopes":["events:write"],"allRepos":true}`)
+			as := "Authorization: Bearer " + read[struct{ Token string }](c, made).Token
+			c.ask(http.StatusAccepted, "POST", "/events:batch", batchOf(1000), as)
+			another := in(c.t, c.s)
+			a := another.ask(http.StatusTooManyRequests, "POST", "/events", eventJSON("push", "", "1"), as)
+			c.problem(a, "100 events a second", "--max-events-per-second-per-token")
+			if a.Header.Get("Retry-After") == "" {
+				c.t.Error("it doesn't say when to try again")
+			}
+			another.dispatch("push", "1", 0) // whoever has another token is not concerned
+		},
+		"--max-events-per-second-per-repo": func(c *contract) {
+			made := c.ask(http.StatusCreated, "POST", "/api/v1/tokens", `{"name":"x","scopes":["events:write"],"allRepos":true}`)
+			as := "Authorization: Bearer " + read[struct{ Token string }](c, made).Token
+			c.ask(http.StatusAccepted, "POST", "/events:batch", batchOf(1000), as)
+			c.problem(c.ask(http.StatusTooManyRequests, "POST", "/events", eventJSON("push", "", "1")), "50 events a second", "--max-events-per-second-per-repo")
+		},
+		"--max-api-memory": maxAPIMemory,
+		"--max-in-flight":  maxInFlight,
+		"--disable-after":  disableAfter,
+	})
+	s.stop()
+
+	// What is old goes at once when a server starts.
+	s = startContract(t, "--data", s.data, "--audit-retention", "1ms", "--answer-timeout", "300ms")
+	eventually(t, func() string {
+		a, err := s.fetch(t.Context(), "GET", "/api/v1/audit", nil)
+		if err != nil || a.Status != http.StatusOK {
+			return fmt.Sprint("the audit log can't be read: ", a.Status, err)
+		}
+		if !strings.Contains(string(a.Body), `"entries":[]`) {
+			return "with --audit-retention 1ms there are still entries"
+		}
+		return ""
+	})
+
+	// An answer that isn't there in time isn't sent.
+	conn := dialServer(t, s)
+	fmt.Fprintf(conn, "POST /api/v1/repos/r1/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n", s.token)
+	if err := conn.SetReadDeadline(time.Now().Add(400 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := conn.Read(make([]byte, 1)); n > 0 || err == nil {
+		t.Fatal("half a request was answered")
+	}
+	_, _ = io.WriteString(conn, strings.Repeat(" ", 100))
+	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := io.ReadAll(conn); len(answer) > 0 || err != nil && !isReset(err) {
+		t.Errorf("after --answer-timeout there is %q, %v", answer, err)
+	}
+}
+
+// batchOf is a batch of so many events that nobody subscribes to.
+func batchOf(n int) string {
+	return `{"events":[` + strings.TrimSuffix(strings.Repeat(eventJSON("push", "", "1")+",", n), ",") + `]}`
+}
+
+func dialServer(t *testing.T, s *server) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// While one large body is on its way there is no room for another.
+func maxAPIMemory(c *contract) {
+	large := eventJSON("push", "", `"`+strings.Repeat("x", 150<<10)+`"`)
+	conn := dialServer(c.t, c.s)
+	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n",
+		c.path("/events"), c.s.token, len(large))
+	answer := bufio.NewReader(conn)
+	for _, want := range []string{"HTTP/1.1 100 Continue\r\n", "\r\n"} { // once there is room for it
+		if line, err := answer.ReadString('\n'); err != nil || line != want {
+			c.t.Fatalf("the server answers %q, %v", line, err)
+		}
+	}
+	a := c.ask(http.StatusServiceUnavailable, "POST", "/events", strings.Replace(large, "push", "issue", 1))
+	c.problem(a, "--max-api-memory")
+	_, _ = io.WriteString(conn, large)
+	resp, err := http.ReadResponse(answer, nil)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusAccepted {
+		c.t.Errorf("the first one was answered %d", resp.StatusCode)
+	}
+}
+
+// However many webhooks there are, no more requests are under way than may be, and all arrive.
+func maxInFlight(c *contract) {
+	var mu sync.Mutex
+	var inFlight, most int
+	receiver := newReceiver(c.t, func(r *wireRequest) wireAnswer {
+		return func(conn net.Conn, ended <-chan struct{}) bool {
+			mu.Lock()
+			inFlight++
+			most = max(most, inFlight)
+			mu.Unlock()
+			timer := time.NewTimer(50 * time.Millisecond)
+			defer timer.Stop()
+			select {
+			case <-timer.C:
+			case <-ended:
+			}
+			mu.Lock()
+			inFlight-- // before the answer, which makes room for the next
+			mu.Unlock()
+			return always(http.StatusOK)(r)(conn, ended)
+		}
+	})
+	const hooks, events = 8, 3
+	for range hooks {
+		c.hook(receiver.URL, "push", "")
+	}
+	for range events {
+		c.dispatch("push", "1", hooks)
+	}
+	receiver.await(hooks * events)
+	mu.Lock()
+	defer mu.Unlock()
+	if most > 4 {
+		c.t.Errorf("%d requests at a time, at most 4 may be", most)
+	}
+}
+
+// A webhook whose attempts have all failed for long, of enough events, is disabled.
+func disableAfter(c *contract) {
+	receiver := newReceiver(c.t, always(http.StatusInternalServerError))
+	hook := c.hook(receiver.URL, "push", "")
+	type state struct {
+		Active         bool
+		DisabledReason string
+		FailingSince   *time.Time
+	}
+	get := func() state { return read[state](c, c.ask(http.StatusOK, "GET", "/webhooks/"+hook, "")) }
+	c.ask(http.StatusAccepted, "POST", "/events:batch", batchOf(25))
+	c.awaitLog(hook, 25)
+	eventually(c.t, func() string {
+		if since := get().FailingSince; since == nil || time.Since(*since) < 3*time.Second {
+			return "it does not fail for long enough"
+		}
+		return ""
+	})
+	c.dispatch("push", "1", 1)
+	eventually(c.t, func() string {
+		if now := get(); now.Active || !strings.Contains(now.DisabledReason, "--disable-after") {
+			return fmt.Sprintf("it is not disabled: %+v", now)
+		}
+		return ""
+	})
+}
