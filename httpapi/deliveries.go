@@ -39,6 +39,7 @@ type deliveryJSON struct {
 type requestJSON struct {
 	URL     string      `json:"url"`
 	Headers headersJSON `json:"headers" doc:"As they were sent, with signatures masked"`
+	Curl    string      `json:"curl,omitempty" doc:"A command for a POSIX shell that makes the same request, without the headers that are masked. Missing where the receiver polled, and once the payload is pruned"`
 }
 
 // responseJSON is what was received besides the body.
@@ -166,7 +167,7 @@ func (s *server) registerDeliveries() {
 	operation(s, huma.Operation{
 		OperationID: "getDelivery", Method: http.MethodGet, Path: deliveries + "/{deliveryId}", Tags: tags,
 		Summary:     "Get a delivery",
-		Description: "With the headers of request and response, in which signatures and secrets are masked, and the timings.",
+		Description: "With the headers of request and response, in which signatures and secrets are masked, a curl command that makes the request again, and the timings.",
 	}, posthorn.ScopeDeliveriesRead, s.getDelivery)
 	operation(s, huma.Operation{
 		OperationID: "redeliver", Method: http.MethodPost, Path: deliveries + "/{deliveryId}/redeliver", Tags: tags,
@@ -255,7 +256,7 @@ func (s *server) getDelivery(ctx context.Context, in *deliveryInput) (*output[de
 		return nil, err
 	}
 	shown := showDelivery(&delivery)
-	shown.Request = &requestJSON{delivery.Exchange.URL, headersJSON(s.dispatcher.RequestHeader(delivery))}
+	shown.Request = &requestJSON{delivery.Exchange.URL, headersJSON(s.dispatcher.RequestHeader(delivery)), s.dispatcher.Curl(delivery)}
 	shown.Response = &responseJSON{maskHeader(delivery.Exchange.Header)}
 	shown.Timings = showTimings(&delivery.Exchange)
 	return &output[deliveryJSON]{shown}, nil
