@@ -2,7 +2,9 @@ package posthorn
 
 import (
 	"context"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -266,4 +268,22 @@ func (d *Dispatcher) RequestHeader(delivery Delivery) http.Header {
 		}
 	}
 	return header
+}
+
+// Curl returns a command for a POSIX shell that makes a delivery's request again, without the headers that [Dispatcher.RequestHeader] masks; empty
+// if the receiver polled, or the payload is no longer stored.
+func (d *Dispatcher) Curl(delivery Delivery) string {
+	if delivery.Exchange.URL == "" || delivery.Payload == nil {
+		return ""
+	}
+	header := d.requestHeader(&delivery)
+	if slices.Contains(delivery.Exchange.Extra, idempotencyKey) {
+		header[idempotencyKey] = []string{delivery.EventID}
+	}
+	quote := func(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+	command := "curl --globoff --path-as-is -X POST " + quote(delivery.Exchange.URL) // as it is, whatever curl could see in it
+	for _, name := range slices.Sorted(maps.Keys(header)) {
+		command += " \\\n  -H " + quote(name+": "+header[name][0])
+	}
+	return command + " \\\n  --data-binary " + quote(string(delivery.Payload))
 }

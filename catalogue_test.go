@@ -83,7 +83,7 @@ func TestSendTest(t *testing.T) {
 			t.Errorf("the delivery is %+v", d)
 		}
 		w.wantReplay(w.replay(other, posthorn.ReplayMissed, func(of *posthorn.ReplayRange) { of.DryRun = true }), posthorn.ReplayDone, 0, 0, 0)
-		x, err := w.Explain(t.Context(), "r1", seen[0].eventID, other.ID)
+		x, _, err := w.Explain(t.Context(), "r1", seen[0].eventID, other.ID)
 		if err != nil || x[0].State != posthorn.EventNotSubscribed || !strings.Contains(x[0].Reason, "a test") {
 			t.Errorf("explained as %+v, %v", x, err)
 		}

@@ -1,8 +1,10 @@
 package posthorn
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -11,10 +13,11 @@ import (
 type Explanation struct {
 	WebhookID string
 	State     EventState
-	Reason    string // the same in words
+	Reason    string // the same in words, with what the next attempt waits for
 	Attempts  int    // that were made when the event was dispatched, as far as they are still in the log, without redeliveries
 	LastID    string // of the last of these deliveries; empty: none was made
-	// NextAttemptAt is when the next one is due; zero: there is none, or it isn't known because the first is yet to be made.
+	// NextAttemptAt is when the next one may be made, of a redelivery or a replay too, as far as this node knows. It is past where that only waits for
+	// its turn. Zero: there is none, or it has no time yet, because something else has to happen first.
 	NextAttemptAt time.Time
 }
 
@@ -35,41 +38,50 @@ const (
 	EventForgotten     EventState = "forgotten"      // it is older than the retention: if there were deliveries, they are no longer in the log
 )
 
-// Explain says for one webhook of the event's repo, or with an empty webhookID for the first 200, what has become of the event. The log
-// tells what was done. What it doesn't tell is concluded from the webhook as it is now, and says so where it has changed since.
+// explainWebhooks is for how many webhooks one call explains an event.
+const explainWebhooks = 200
+
+// Explain says for one webhook of the event's repo, or with an empty webhookID for the first 200, what has become of the event, and in the latter case whether
+// there are more webhooks. The log and the queue tell what was done and what is to come. What they don't tell is concluded from the webhook as it is now, and
+// says so where it has changed since.
 //
 // CodeNotFound for an event that is not stored: it had no subscriber when it was dispatched (but see [Config.KeepAllEvents]), or is older than
 // [Config.Retention].
-func (d *Dispatcher) Explain(ctx context.Context, repoID, eventID, webhookID string) ([]Explanation, error) {
+func (d *Dispatcher) Explain(ctx context.Context, repoID, eventID, webhookID string) (explanations []Explanation, more bool, err error) {
 	event, err := d.Event(ctx, repoID, eventID)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	var webhooks []Webhook
 	if webhookID == "" {
-		page, err := d.store.Webhooks(ctx, WebhookQuery{RepoID: repoID, Limit: 200})
+		page, err := d.store.Webhooks(ctx, WebhookQuery{RepoID: repoID, Limit: explainWebhooks})
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
-		webhooks = page.Items
+		webhooks, more = page.Items, page.Next != 0
 	} else {
 		w, err := d.store.Webhook(ctx, repoID, webhookID)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		webhooks = []Webhook{w}
 	}
-	explanations := make([]Explanation, len(webhooks))
+	explanations = make([]Explanation, len(webhooks))
 	for i := range webhooks {
 		if explanations[i], err = d.explain(ctx, &event, &webhooks[i]); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 	}
-	return explanations, nil
+	return explanations, more, nil
 }
 
 func (d *Dispatcher) explain(ctx context.Context, event *AcceptedEvent, w *Webhook) (Explanation, error) {
 	x := Explanation{WebhookID: w.ID}
+	// The queue first: what goes from it meanwhile is in the log by the time that is read.
+	entries, err := d.store.Queued(ctx, w.Seq, event)
+	if err != nil {
+		return x, err
+	}
 	outcomes, err := d.store.Outcomes(ctx, w.Seq, []*AcceptedEvent{event})
 	if err != nil {
 		return x, err
@@ -87,21 +99,13 @@ func (d *Dispatcher) explain(ctx context.Context, event *AcceptedEvent, w *Webho
 		x.Attempts, x.LastID, x.NextAttemptAt = attempt, delivery.ID, delivery.NextAttemptAt
 	}
 	outcome := outcomes[0]
-	forgotten := event.CreatedAt.Before(d.kept(d.clock.now()))
 	switch {
 	case x.Attempts > 0:
-		x.State, x.Reason = w.explainAttempts(&last)
-		if x.State == EventFailed && outcome.Queued {
-			x.State, x.Reason = EventRetrying, x.Reason+"; a redelivery or a replay is to send it again"
-			if !w.Active {
-				x.State, x.Reason = EventPaused, x.Reason+", a replay once the webhook is active"
-			}
-		}
-	case outcome.Queued && !outcome.Delivered:
-		x.State, x.Reason = w.explainQueued(&outcome, forgotten)
+		x.State, x.Reason = explainAttempts(&last)
+	case outcome.Queued && !outcome.Delivered: // there is nothing to say but what is next
 	case outcome.Attempts > 0 && !outcome.Delivered:
 		x.State, x.Reason = EventFailed, "the attempts of a redelivery or a replay, or those that are still in the log, have failed"
-	case forgotten:
+	case event.CreatedAt.Before(d.kept(d.clock.now())):
 		x.State, x.Reason = EventForgotten, "it is older than the retention (--retention, Config.Retention): what deliveries there may have been is no longer in the log"
 	default:
 		if x.State, x.Reason, err = d.explainNone(event, w); err != nil {
@@ -113,15 +117,22 @@ func (d *Dispatcher) explain(ctx context.Context, event *AcceptedEvent, w *Webho
 	}
 	if outcome.Delivered && x.State != EventDelivered {
 		x.State, x.Reason = EventDelivered, "it was delivered by a redelivery or a replay; without these: "+x.Reason
-		if outcome.Queued && x.Attempts == 0 {
-			x.Reason += "; it is to be sent again"
-		}
+	}
+	switch {
+	case !outcome.Queued:
+	case len(entries) > 0:
+		first := slices.MinFunc(entries, func(a, b QueuedEntry) int {
+			return cmp.Or(cmp.Compare(a.blocked(w), b.blocked(w)), a.DueAt.Compare(b.DueAt))
+		})
+		d.explainNext(&x, event, w, first, outcome.Attempts > 0)
+	case x.Attempts == 0: // it doesn't stand in the queue by itself
+		d.explainNext(&x, event, w, QueuedEntry{Trigger: TriggerAutomatic, Attempt: 1, DueAt: event.CreatedAt, Leased: true}, outcome.Attempts > 0)
 	}
 	return x, nil
 }
 
 // explainAttempts is for an event of which there is a delivery.
-func (w *Webhook) explainAttempts(last *Delivery) (state EventState, reason string) {
+func explainAttempts(last *Delivery) (state EventState, reason string) {
 	answer := fmt.Sprintf("the receiver answered %d", last.ResponseStatus)
 	if last.ResponseStatus == 0 {
 		answer = last.ResponseBody
@@ -131,25 +142,129 @@ func (w *Webhook) explainAttempts(last *Delivery) (state EventState, reason stri
 		return EventDelivered, fmt.Sprintf("%s at attempt %d", answer, last.Attempt)
 	case last.NextAttemptAt.IsZero():
 		return EventFailed, fmt.Sprintf("attempt %d was the last: %s", last.Attempt, answer)
-	case !w.Active:
-		return EventPaused, fmt.Sprintf("attempt %d failed: %s; the next one waits until the webhook is active again%s", last.Attempt, answer, w.whyInactive())
 	}
 	return EventRetrying, fmt.Sprintf("attempt %d failed: %s", last.Attempt, answer)
 }
 
-// explainQueued is for an event that is still to be sent, and of which none of the attempts is in the log that were made when it was dispatched.
-func (w *Webhook) explainQueued(o *Outcome, forgotten bool) (state EventState, reason string) {
+// paused reports whether an entry has to wait until its webhook is active.
+func (e *QueuedEntry) paused(w *Webhook) bool { return !w.Active && !e.Trigger.ByHand() }
+
+// blocked is greater for an entry that has to wait for something that has no time.
+func (e *QueuedEntry) blocked(w *Webhook) int {
 	switch {
-	case !w.Active:
-		return EventPaused, "the webhook is not active" + w.whyInactive() + ": the event is kept until it is"
-	case w.Polled:
-		return EventWaiting, "the receiver has yet to poll and acknowledge it"
-	case o.Attempts > 0:
-		return EventRetrying, "another attempt is yet to be made, of a redelivery or a replay, or after some that are no longer in the log"
-	case forgotten:
-		return EventWaiting, "an attempt is yet to be made; if there were any before, they are no longer in the log (--retention, Config.Retention)"
+	case e.paused(w):
+		return 2
+	case e.Waiting, e.Behind != "":
+		return 1
 	}
-	return EventWaiting, "the first attempt is yet to be made"
+	return 0
+}
+
+// explainNext adds what happens next: which entry of the event comes first, what it waits for and until when.
+func (d *Dispatcher) explainNext(x *Explanation, event *AcceptedEvent, w *Webhook, e QueuedEntry, tried bool) {
+	switch {
+	case x.State == EventDelivered:
+	case e.paused(w):
+		x.State = EventPaused
+	case tried:
+		x.State = EventRetrying
+	default:
+		x.State = EventWaiting
+	}
+	var next []string
+	if x.Reason != "" {
+		next = append(next, x.Reason)
+	}
+	switch {
+	case w.Polled:
+	case e.Trigger == TriggerRedelivery, e.Trigger == TriggerReplay:
+		next = append(next, fmt.Sprintf("attempt %d of a %s is yet to be made", e.Attempt, e.Trigger))
+	case x.Attempts > 0: // the log says so
+	case e.Attempt > 1:
+		next = append(next, fmt.Sprintf("attempt %d is yet to be made, and those before it are no longer in the log (--retention, Config.Retention)", e.Attempt))
+	default:
+		next = append(next, "the first attempt is yet to be made")
+	}
+	now := d.clock.now()
+	x.NextAttemptAt = time.Time{}
+	switch {
+	case e.paused(w):
+		next = append(next, "it waits until the webhook is active again"+w.whyInactive())
+		if e.DueAt.After(now) {
+			x.NextAttemptAt = e.DueAt
+		}
+	case e.Waiting:
+		next = append(next, "its turn in the replay has yet to come")
+	case w.Polled:
+		next = append(next, "the receiver has yet to poll and acknowledge it")
+	case e.Behind != "":
+		next = append(next, fmt.Sprintf("it waits for event %s, which is before it in the webhook's order", e.Behind))
+	default:
+		x.NextAttemptAt = e.DueAt
+		b := d.sched.busy(w.Seq, event.Seq, e.Trigger.ByHand())
+		if until := d.clock.reading.Load().time(b.until); b.why != "" && until.After(now) && until.After(e.DueAt) {
+			x.NextAttemptAt = until
+			next = append(next, b.why)
+		} else if !e.DueAt.After(now) {
+			next = append(next, b.due(e.Leased))
+		}
+	}
+	x.Reason = strings.Join(next, "; ")
+}
+
+// busy is what a node's scheduler has to do with a webhook before it gets to an event.
+type busy struct {
+	until    time.Time // no request to the webhook starts before that, by the node's clock
+	why      string    // empty: nothing is put off
+	queued   bool      // the event is in the node's memory
+	before   int       // events in memory that come before it
+	inFlight int       // requests under way
+	blocked  bool      // results can't be recorded
+}
+
+// busy says what keeps an event from being sent to a webhook, as far as this node has a hand in it.
+func (s *scheduler) busy(webhook, event int64, byHand bool) busy {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := busy{blocked: s.blocked}
+	q := s.queues[webhook]
+	if q == nil {
+		return b
+	}
+	b.inFlight = q.used.inFlight
+	list := q.automatic
+	if byHand {
+		list = q.byHand
+	} else {
+		b.before = len(q.byHand)
+	}
+	at := slices.IndexFunc(list, func(e *Entry) bool { return e.Event.Seq == event })
+	if b.queued = at >= 0; !b.queued {
+		at = len(list)
+	}
+	b.before += at
+	pause := time.Until(q.resume)
+	switch {
+	case !q.paused:
+	case q.flow.perSecond > 0 && pause <= q.flow.interval():
+		b.until = q.resume.Add(time.Duration(b.before) * q.flow.interval())
+		b.why = fmt.Sprintf("the webhook gets requests at most %d times a second (maxPerSecond; events before it: %d)", q.flow.perSecond, b.before)
+	case pause > maxProbePause*time.Millisecond:
+		b.until = q.resume
+		b.why = "nothing is sent to the webhook until then, because of what its receiver has answered (410, or 429 or 503 with Retry-After)"
+	}
+	return b
+}
+
+// due says what an event that is due waits for.
+func (b busy) due(leased bool) string {
+	switch {
+	case b.blocked:
+		return "nothing is sent now, because results can't be recorded: see the log"
+	case !leased || b.queued:
+		return fmt.Sprintf("it is due (on this node, requests to the webhook under way: %d, events before it: %d)", b.inFlight, b.before)
+	}
+	return "it is being sent, or about to be"
 }
 
 // explainNone is for an event of which there is neither a delivery nor an entry in the queue.

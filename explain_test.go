@@ -13,7 +13,7 @@ import (
 // Each thing that can become of an event has its state and its reason.
 func TestExplain(t *testing.T) {
 	inWorld(t, posthorn.Config{}, func(t *testing.T, w *world) {
-		ids := map[string]string{}
+		began, ids := time.Now(), map[string]string{}
 		create := func(name string, events []string, o posthorn.Options) {
 			t.Helper()
 			hook, err := w.CreateWebhook(t.Context(), posthorn.NewWebhook{
@@ -64,7 +64,7 @@ func TestExplain(t *testing.T) {
 		deactivate("stopped")
 		create("late", push, posthorn.Options{})
 
-		all, err := w.Explain(t.Context(), "r1", "explained", "")
+		all, _, err := w.Explain(t.Context(), "r1", "explained", "")
 		if err != nil || len(all) != len(ids) {
 			t.Fatalf("%+v, %v", all, err)
 		}
@@ -72,21 +72,21 @@ func TestExplain(t *testing.T) {
 			state    posthorn.EventState
 			reason   string
 			attempts int
-			next     time.Duration // from the last attempt
+			next     time.Duration // from the last attempt, or from the dispatch
 		}{
 			"fine":     {posthorn.EventDelivered, "the receiver answered 200 at attempt 1", 1, 0},
 			"fails":    {posthorn.EventFailed, "attempt 1 was the last: the receiver answered 418", 1, 0},
 			"hangs":    {posthorn.EventRetrying, "attempt 2 failed: timeout: response headers: too late", 2, time.Hour},
-			"stopped":  {posthorn.EventPaused, "attempt 1 failed: the receiver answered 500; the next one waits until the webhook is active again", 1, time.Hour},
+			"stopped":  {posthorn.EventPaused, "attempt 1 failed: the receiver answered 500; it waits until the webhook is active again", 1, time.Hour},
 			"inactive": {posthorn.EventMissed, "the webhook is not active", 0, 0},
 			"other":    {posthorn.EventNotSubscribed, "does not subscribe to push, but to issue, tag", 0, 0},
 			"filtered": {posthorn.EventFiltered, "is not true for the event: payload.n == 2", 0, 0},
 			"broken":   {posthorn.EventFiltered, "can't be evaluated for the event: no such key: missing", 0, 0},
-			"slow":     {posthorn.EventWaiting, "the first attempt is yet to be made", 0, 0},
+			"slow":     {posthorn.EventWaiting, "the first attempt is yet to be made; the webhook gets requests at most 1 times a second (maxPerSecond; events before it: 1)", 0, 4 * time.Second},
 			"late":     {posthorn.EventBefore, "the webhook was made after the event", 0, 0},
-			"gone":     {posthorn.EventPaused, "the webhook is not active (the receiver answered 410 Gone)", 0, 0},
+			"gone":     {posthorn.EventPaused, "it waits until the webhook is active again (the receiver answered 410 Gone)", 0, 0},
 		} {
-			one, err := w.Explain(t.Context(), "r1", "explained", ids[name])
+			one, _, err := w.Explain(t.Context(), "r1", "explained", ids[name])
 			if err != nil || len(one) != 1 {
 				t.Fatalf("%s: %+v, %v", name, one, err)
 			}
@@ -102,7 +102,7 @@ func TestExplain(t *testing.T) {
 			if x.State != want.state || !strings.Contains(x.Reason, want.reason) || x.Attempts != want.attempts || (x.LastID == "") != (x.Attempts == 0) {
 				t.Errorf("%s: %+v, want %+v", name, x, want)
 			}
-			if x.NextAttemptAt.IsZero() != (want.next == 0) {
+			if x.NextAttemptAt.IsZero() != (want.next == 0) || x.LastID == "" && want.next != 0 && x.NextAttemptAt.Sub(began) != want.next {
 				t.Errorf("%s: the next attempt is due at %v", name, x.NextAttemptAt)
 			}
 			if x.LastID != "" {
@@ -113,7 +113,7 @@ func TestExplain(t *testing.T) {
 			}
 		}
 		for _, c := range [][3]string{{"r1", "unknown", ""}, {"r2", "explained", ""}, {"r1", "explained", "unknown"}} {
-			if _, err := w.Explain(t.Context(), c[0], c[1], c[2]); posthorn.ErrorCode(err) != posthorn.CodeNotFound {
+			if _, _, err := w.Explain(t.Context(), c[0], c[1], c[2]); posthorn.ErrorCode(err) != posthorn.CodeNotFound {
 				t.Errorf("%v: %v", c, err)
 			}
 		}
@@ -125,7 +125,7 @@ func TestExplainLater(t *testing.T) {
 	inWorld(t, posthorn.Config{KeepAllEvents: true, Retention: time.Hour}, func(t *testing.T, w *world) {
 		want := func(event string, hook posthorn.Webhook, state posthorn.EventState, reason string) {
 			t.Helper()
-			x, err := w.Explain(t.Context(), "r1", event, hook.ID)
+			x, _, err := w.Explain(t.Context(), "r1", event, hook.ID)
 			if err != nil || x[0].State != state || !strings.Contains(x[0].Reason, reason) {
 				t.Errorf("%s: %+v, %v; want %s, %s", event, x, err, state, reason)
 			}
@@ -157,8 +157,8 @@ func TestExplainLater(t *testing.T) {
 		w.answers(hang(10 * time.Second))
 		w.replay(hook, posthorn.ReplayFailed, nil)
 		pass(time.Second)
-		want("early", hook, posthorn.EventRetrying, "another attempt is yet to be made, of a redelivery or a replay")
-		want("failed", hook, posthorn.EventRetrying, "attempt 1 was the last: the receiver answered 500; a redelivery or a replay is to send it again")
+		want("early", hook, posthorn.EventRetrying, "attempt 1 of a replay is yet to be made; it is being sent, or about to be")
+		want("failed", hook, posthorn.EventRetrying, "attempt 1 was the last: the receiver answered 500; attempt 1 of a replay is yet to be made; it is due (on this node, requests to the webhook under way: 1, events before it: 0)")
 		pass(time.Minute)
 		w.answers(func(request) sender.Outcome {
 			w.update(hook, posthorn.WebhookPatch{Active: new(false)})
@@ -166,7 +166,7 @@ func TestExplainLater(t *testing.T) {
 		})
 		w.replay(hook, posthorn.ReplayFailed, nil)
 		pass(time.Second)
-		want("failed", hook, posthorn.EventPaused, "is to send it again, a replay once the webhook is active")
+		want("failed", hook, posthorn.EventPaused, "attempt 1 of a replay is yet to be made; it waits until the webhook is active again")
 		w.update(hook, posthorn.WebhookPatch{Active: new(true)})
 		pass(time.Minute)
 
@@ -178,7 +178,7 @@ func TestExplainLater(t *testing.T) {
 		w.answers(hang(10 * time.Second))
 		w.replay(later, posthorn.ReplayAll, nil)
 		pass(time.Second)
-		want("early", later, posthorn.EventDelivered, "the webhook was made after the event; it is to be sent again")
+		want("early", later, posthorn.EventDelivered, "the webhook was made after the event; attempt 1 of a replay is yet to be made")
 		pass(time.Minute)
 
 		w.answers(func(request) sender.Outcome { return sender.Outcome{Status: 500} })
@@ -186,8 +186,97 @@ func TestExplainLater(t *testing.T) {
 		polled := create("", posthorn.Options{Polled: true})
 		w.dispatch("r1", "old")
 		pass(130 * time.Minute)
-		want("old", slow, posthorn.EventRetrying, "after some that are no longer in the log")
+		want("old", slow, posthorn.EventRetrying, "attempt 4 is yet to be made, and those before it are no longer in the log")
 		want("old", polled, posthorn.EventWaiting, "the receiver has yet to poll")
 		want("old", hook, posthorn.EventForgotten, "older than the retention (--retention")
+	})
+}
+
+// explained is the explanation of one event for one webhook.
+func (w *world) explained(event string, hook posthorn.Webhook) posthorn.Explanation {
+	w.t.Helper()
+	x, more, err := w.Explain(w.t.Context(), hook.RepoID, event, hook.ID)
+	if err != nil || len(x) != 1 || more {
+		w.t.Fatalf("%s: %+v, %v, %v", event, x, more, err)
+	}
+	return x[0]
+}
+
+// Where an event has yet to be sent, what it waits for is told, and until when.
+func TestExplainNext(t *testing.T) {
+	inWorld(t, posthorn.Config{KeepAllEvents: true}, func(t *testing.T, w *world) {
+		began := time.Now()
+		want := func(event string, hook posthorn.Webhook, state posthorn.EventState, reason string, next time.Duration) {
+			t.Helper()
+			x := w.explained(event, hook)
+			at := x.NextAttemptAt.Sub(began)
+			if x.NextAttemptAt.IsZero() {
+				at = 0
+			}
+			if x.State != state || !strings.HasSuffix(x.Reason, reason) || at != next {
+				t.Errorf("%s: %+v, %v after the beginning; want %s, %s, %v", event, x, at, state, reason, next)
+			}
+		}
+
+		// An order: by key, and of all.
+		w.answers(func(r request) sender.Outcome {
+			if r.eventID == "x1" || strings.HasPrefix(r.eventID, "held") {
+				return sender.Outcome{Status: 503, Header: map[string][]string{"Retry-After": {"30"}}}
+			}
+			return ok200
+		})
+		keyed := w.orderedWebhook(good, posthorn.OrderingKey)
+		strict := w.orderedWebhook(bad, posthorn.OrderingStrict)
+		w.about("x", "x1")
+		w.about("x", "x2")
+		w.about("y", "y1")
+		pass(10 * time.Second)
+		want("x1", keyed, posthorn.EventRetrying, "attempt 1 failed: the receiver answered 503", 30*time.Second)
+		want("x2", keyed, posthorn.EventWaiting, "the first attempt is yet to be made; it waits for event x1, which is before it in the webhook's order", 0)
+		want("y1", strict, posthorn.EventWaiting, "it waits for event x1, which is before it in the webhook's order", 0)
+		// What isn't behind another has to wait as well: the receiver wants to be left alone.
+		want("y1", keyed, posthorn.EventWaiting, "the first attempt is yet to be made; nothing is sent to the webhook until then, "+
+			"because of what its receiver has answered (410, or 429 or 503 with Retry-After)", 30*time.Second)
+		if err := w.DeleteWebhook(t.Context(), "r1", keyed.ID); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.DeleteWebhook(t.Context(), "r1", strict.ID); err != nil {
+			t.Fatal(err)
+		}
+
+		// A redelivery has its own attempts, and so has a replay.
+		pass(50 * time.Second)
+		hook := w.webhook("r1", good)
+		w.answers(func(request) sender.Outcome { return ok200 })
+		w.dispatch("r1", "e1")
+		pass(time.Second)
+		w.answers(func(request) sender.Outcome { return sender.Outcome{Status: 500} })
+		if _, err := w.Redeliver(t.Context(), "r1", hook.ID, w.deliveries(hook)[0].ID); err != nil {
+			t.Fatal(err)
+		}
+		pass(1500 * time.Millisecond)
+		want("e1", hook, posthorn.EventDelivered, "the receiver answered 200 at attempt 1; attempt 3 of a redelivery is yet to be made", 64*time.Second)
+		pass(time.Minute)
+		ordered := w.orderedWebhook(bad, posthorn.OrderingStrict)
+		w.replay(ordered, posthorn.ReplayMissed, nil)
+		pass(time.Second)
+		want("x2", ordered, posthorn.EventWaiting, "attempt 1 of a replay is yet to be made; its turn in the replay has yet to come", 0)
+	})
+}
+
+// Who asks about all webhooks is told where that is not all of them.
+func TestExplainMany(t *testing.T) {
+	inWorld(t, posthorn.Config{KeepAllEvents: true}, func(t *testing.T, w *world) {
+		w.dispatch("r1", "e")
+		for n := 1; n <= 201; n++ {
+			w.webhook("r1", good, "issue")
+			if n < 200 {
+				continue
+			}
+			all, more, err := w.Explain(t.Context(), "r1", "e", "")
+			if err != nil || len(all) != 200 || more != (n > 200) {
+				t.Errorf("of %d webhooks %d are explained, more: %v, %v", n, len(all), more, err)
+			}
+		}
 	})
 }

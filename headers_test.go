@@ -1,9 +1,14 @@
 package posthorn_test
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -153,6 +158,60 @@ func TestGitHubSignatureNeedsSecret(t *testing.T) {
 		}
 		if h := w.RequestHeader(w.deliveries(hook)[0]); h["X-Hub-Signature-256"] != nil {
 			t.Errorf("it is shown as %v", h)
+		}
+	})
+}
+
+// A shell that runs the command of a delivery gives curl what was sent, to the last byte, but for what is masked.
+func TestCurl(t *testing.T) {
+	stub := t.TempDir()
+	script := "#!/bin/sh\nprintf '%s\\0' \"$@\"\n"
+	if err := os.WriteFile(filepath.Join(stub, "curl"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	inWorld(t, posthorn.Config{UserAgent: "it's $HOME"}, func(t *testing.T, w *world) {
+		const (
+			url     = "https://good.example/a/../{b,c}?d=[1-9]&e='$HOME'"
+			payload = "{\"a\": \"it's `id` $(id) $HOME \\\\ \\n % ä\",\r\n\t\"b\": \"'\\\"''\"}\n"
+		)
+		hook, err := w.CreateWebhook(t.Context(), posthorn.NewWebhook{
+			RepoID: "r1", URL: url, Events: []string{"push"}, Secret: "s3cret",
+			Options: posthorn.Options{Headers: map[string]string{"Authorization": "Bearer abc"}, GitHubSignature: true, IdempotencyKey: true},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = w.Dispatch(t.Context(), posthorn.Event{
+			ID: "e1", RepoID: "r1", Type: "push", Payload: json.RawMessage(payload),
+			Attributes: posthorn.Attributes{TraceParent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Second)
+		sent, delivery := w.seen("")[0], w.deliveries(hook)[0]
+		masked := []string{"Authorization", "X-Hub-Signature-256", "X-MuseHub-Signature", "webhook-signature"}
+		want := []string{"--globoff", "--path-as-is", "-X", "POST", delivery.Exchange.URL}
+		for _, name := range slices.Sorted(maps.Keys(sent.header)) {
+			if !slices.Contains(masked, name) {
+				want = append(want, "-H", name+": "+sent.header[name][0])
+			}
+		}
+		want = append(want, "--data-binary", sent.body, "")
+		cmd := exec.CommandContext(t.Context(), "sh", "-c", w.Curl(delivery))
+		cmd.Env = []string{"HOME=/elsewhere", "PATH=" + stub + string(os.PathListSeparator) + os.Getenv("PATH")}
+		got, err := cmd.Output()
+		if diff := cmp.Diff(want, strings.Split(string(got), "\x00")); diff != "" || err != nil {
+			t.Errorf("curl gets (-want +got): %v\n%s", err, diff)
+		}
+
+		// What was polled was no request, and of what is pruned the body is missing.
+		pruned, polled := delivery, delivery
+		pruned.Payload, polled.Exchange.URL = nil, ""
+		for _, d := range []posthorn.Delivery{pruned, polled} {
+			if got := w.Curl(d); got != "" {
+				t.Errorf("a command that makes another request: %s", got)
+			}
 		}
 	})
 }

@@ -174,8 +174,8 @@ func TestKeepWhileInactive(t *testing.T) {
 		if w.sentTo(good) != "" {
 			t.Error("something was sent while it is inactive")
 		}
-		explained, err := w.Explain(t.Context(), "r1", "e0", keeps.ID)
-		if err != nil || explained[0].State != posthorn.EventPaused || !strings.Contains(explained[0].Reason, "the event is kept") {
+		explained, _, err := w.Explain(t.Context(), "r1", "e0", keeps.ID)
+		if err != nil || explained[0].State != posthorn.EventPaused || !strings.Contains(explained[0].Reason, "it waits until the webhook is active again") {
 			t.Errorf("explained as %+v, %v", explained, err)
 		}
 		set(true)

@@ -61,7 +61,7 @@ func TestPoll(t *testing.T) {
 		if len(w.deliveries(hook)) != 0 {
 			t.Error("what is not acknowledged counts as delivered")
 		}
-		explained, err := w.Explain(t.Context(), "r1", "e0", hook.ID)
+		explained, _, err := w.Explain(t.Context(), "r1", "e0", hook.ID)
 		if err != nil || explained[0].State != posthorn.EventWaiting || !strings.Contains(explained[0].Reason, "acknowledge") {
 			t.Errorf("explained as %+v, %v", explained, err)
 		}
@@ -76,7 +76,7 @@ func TestPoll(t *testing.T) {
 		if len(log) != 5 || !log[0].Success || log[0].EventID != "e4" || log[0].Trigger != posthorn.TriggerAutomatic || log[0].ResponseBody != "acknowledged" {
 			t.Fatalf("the log has %+v", log)
 		}
-		explained, err = w.Explain(t.Context(), "r1", "e0", hook.ID)
+		explained, _, err = w.Explain(t.Context(), "r1", "e0", hook.ID)
 		if err != nil || explained[0].State != posthorn.EventDelivered {
 			t.Errorf("explained as %+v, %v", explained, err)
 		}

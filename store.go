@@ -92,6 +92,8 @@ type Store interface {
 
 	// Outcomes says what the log and the queue have of events for a webhook, in their order.
 	Outcomes(ctx context.Context, webhookSeq int64, events []*AcceptedEvent) ([]Outcome, error)
+	// Queued returns an event's entries for a webhook that stand in the queue by themselves (see [Entry]), in the order of their runs.
+	Queued(ctx context.Context, webhookSeq int64, event *AcceptedEvent) ([]QueuedEntry, error)
 	// CreateReplay stores a replay and sets its Seq, Run and WebhookSeq. CodeNotFound when the repo has no such webhook,
 	// CodeConflict when one of its replays has not ended.
 	CreateReplay(ctx context.Context, r *Replay) error
@@ -205,6 +207,16 @@ type Entry struct {
 	// not automatic. Otherwise it is an automatic first attempt that was leased in the same write as its event, whose
 	// promise a store may keep in another way.
 	Queued bool
+}
+
+// QueuedEntry is what an entry that stands in the queue waits for.
+type QueuedEntry struct {
+	Trigger Trigger
+	Attempt int       // that is to be made
+	DueAt   time.Time // when it may be made; of one that is behind another, or waits, this says nothing
+	Leased  bool      // a node has it
+	Waiting bool      // it is of a replay that has yet to let it go
+	Behind  string    // the ID of the event whose turn it is in its ordering; empty: it has none, or it is its turn
 }
 
 // Batch is what one Commit writes.

@@ -40,6 +40,7 @@ type deliveryJSON struct {
 type requestJSON struct {
 	URL     string      `json:"url"`
 	Headers headersJSON `json:"headers" doc:"What was sent, with signatures masked. User-Agent and the names with the brand are those that the server has now"`
+	Curl    string      `json:"curl,omitempty" doc:"A command for a POSIX shell that makes the same request, without the headers that are masked. Missing where the receiver polled, and once the payload is pruned"`
 }
 
 // responseJSON is what was received besides the body.
@@ -102,16 +103,17 @@ type listDeliveriesInput struct {
 type explanationJSON struct {
 	WebhookID      string  `json:"webhookId"`
 	State          string  `json:"state" enum:"delivered,failed,retrying,paused,waiting,before,not_subscribed,filtered,missed,forgotten"`
-	Reason         string  `json:"reason" doc:"The same in words"`
+	Reason         string  `json:"reason" doc:"The same in words, with what the next attempt waits for"`
 	Attempts       int     `json:"attempts" doc:"How many were made, as far as the log still has them, without redeliveries"`
 	LastDeliveryID *string `json:"lastDeliveryId" doc:"The last of them; null if there was none"`
-	NextAttemptAt  *string `json:"nextAttemptAt" format:"date-time" doc:"null: there is none, or the first is yet to be made"`
+	NextAttemptAt  *string `json:"nextAttemptAt" format:"date-time" doc:"When the next one may be made, of a redelivery or a replay too; past if it only waits for its turn; null: there is none, or something else has to happen first"`
 }
 
 // explanationsJSON is the answer.
 type explanationsJSON struct {
 	EventID  string            `json:"eventId"`
 	Webhooks []explanationJSON `json:"webhooks" nullable:"false"`
+	More     bool              `json:"more" doc:"The repo has more webhooks than these: ask for them by webhookId"`
 }
 
 type explainInput struct {
@@ -161,12 +163,12 @@ func (s *server) registerDeliveries() {
 	operation(s, huma.Operation{
 		OperationID: "explainEvent", Method: http.MethodGet, Path: "/repos/{repoId}/events/{eventId}/explain", Tags: tags,
 		Summary:     "Explain an event",
-		Description: "Why a webhook got an event or didn't, and what happens next. What the log doesn't tell is concluded from the webhook as it is now.",
+		Description: "Why a webhook got an event or didn't, and what happens next and when. What the log and the queue don't tell is concluded from the webhook as it is now.",
 	}, posthorn.ScopeDeliveriesRead, s.explainEvent)
 	operation(s, huma.Operation{
 		OperationID: "getDelivery", Method: http.MethodGet, Path: deliveries + "/{deliveryId}", Tags: tags,
 		Summary:     "Get a delivery",
-		Description: "With the headers of request and response, in which signatures and secrets are masked, and the timings.",
+		Description: "With the headers of request and response, in which signatures and secrets are masked, a curl command that makes the request again, and the timings.",
 	}, posthorn.ScopeDeliveriesRead, s.getDelivery)
 	operation(s, huma.Operation{
 		OperationID: "redeliver", Method: http.MethodPost, Path: deliveries + "/{deliveryId}/redeliver", Tags: tags,
@@ -255,11 +257,11 @@ func (s *server) getDelivery(ctx context.Context, in *deliveryInput) (*output[de
 	if err != nil {
 		return nil, err
 	}
-	if err := s.hold(ctx, payloadCopies*len(delivery.Payload)); err != nil {
+	if err := s.hold(ctx, 2*payloadCopies*len(delivery.Payload)); err != nil { // twice: the command has it, too
 		return nil, err
 	}
 	shown := showDelivery(&delivery)
-	shown.Request = &requestJSON{delivery.Exchange.URL, headersJSON(s.dispatcher.RequestHeader(delivery))}
+	shown.Request = &requestJSON{delivery.Exchange.URL, headersJSON(s.dispatcher.RequestHeader(delivery)), s.dispatcher.Curl(delivery)}
 	shown.Response = &responseJSON{maskHeader(delivery.Exchange.Header)}
 	shown.Timings = showTimings(&delivery.Exchange)
 	return &output[deliveryJSON]{shown}, nil
@@ -346,14 +348,15 @@ func prefersAsync(prefer string) bool {
 }
 
 func (s *server) explainEvent(ctx context.Context, in *explainInput) (*output[explanationsJSON], error) {
-	explanations, err := s.dispatcher.Explain(ctx, in.RepoID, in.EventID, in.WebhookID)
+	explanations, more, err := s.dispatcher.Explain(ctx, in.RepoID, in.EventID, in.WebhookID)
 	if err != nil {
 		return nil, err
 	}
-	return &output[explanationsJSON]{explanationsJSON{in.EventID, showAll(explanations, func(x *posthorn.Explanation) explanationJSON {
+	shown := showAll(explanations, func(x *posthorn.Explanation) explanationJSON {
 		return explanationJSON{
 			WebhookID: x.WebhookID, State: string(x.State), Reason: x.Reason, Attempts: x.Attempts,
 			LastDeliveryID: ifSet(x.LastID), NextAttemptAt: optional(x.NextAttemptAt),
 		}
-	})}}, nil
+	})
+	return &output[explanationsJSON]{explanationsJSON{in.EventID, shown, more}}, nil
 }

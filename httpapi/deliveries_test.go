@@ -72,6 +72,9 @@ func TestDeliveries(t *testing.T) {
 	if request["url"] != url+"/hook" || first0(sent["X-MuseHub-Delivery"]) != first.ID || first0(sent["X-MuseHub-Signature"]) != "sha256=***" {
 		t.Errorf("%v", request)
 	}
+	if curl, _ := request["curl"].(string); curl == "" || curl != api.dispatcher.Curl(first) || strings.Contains(curl, "***") {
+		t.Errorf("%q", curl)
+	}
 	received := response["headers"].(map[string]any)
 	masked := map[string]any{"Set-Cookie": []any{"***"}, "X-Api-Key": []any{"***", "***"}, "X-Request-Id": []any{"42"}}
 	for name, values := range masked {

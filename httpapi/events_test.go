@@ -296,7 +296,7 @@ func TestExplainEvent(t *testing.T) {
 	all := a.ok(http.StatusOK)
 	api.matches("explainEvent", a)
 	webhooks := all["webhooks"].([]any)
-	if all["eventId"] != "e1" || len(webhooks) != 2 {
+	if all["eventId"] != "e1" || len(webhooks) != 2 || all["more"] != false {
 		t.Fatalf("%s", a.body)
 	}
 	first, second := webhooks[0].(map[string]any), webhooks[1].(map[string]any)

@@ -49,6 +49,26 @@ func (s *Store) Outcomes(ctx context.Context, webhookSeq int64, events []*postho
 	return outcomes, err
 }
 
+// Queued implements [posthorn.Store].
+func (s *Store) Queued(ctx context.Context, webhookSeq int64, event *posthorn.AcceptedEvent) (entries []posthorn.QueuedEntry, err error) {
+	err = s.get(ctx, func(b *batch) {
+		b.queue(`SELECT q.trigger, q.attempt, q.due_at, coalesce(q.node > 0, false), coalesce(q.node = -3, false), coalesce(f.id, '')
+			FROM posthorn.queue q LEFT JOIN LATERAL (
+				SELECT e.id FROM posthorn.queue f JOIN posthorn.events e ON e.seq = f.event
+				WHERE q.node IN (0, -1) AND f.webhook = q.webhook AND f.ordering = q.ordering AND f.ordering <> 0 AND (f.node IS NULL OR f.node > 0)
+				ORDER BY f.turn LIMIT 1
+			) f ON true
+			WHERE q.event = $1 AND q.webhook = $2 ORDER BY q.run`, event.Seq, webhookSeq).Query(func(rows pgx.Rows) (err error) {
+			entries, err = pgx.CollectRows(rows, pgx.RowToStructByPos[posthorn.QueuedEntry])
+			return err
+		})
+	})
+	for i := range entries {
+		entries[i].DueAt = entries[i].DueAt.UTC()
+	}
+	return entries, err
+}
+
 // CreateReplay implements [posthorn.Store].
 func (s *Store) CreateReplay(ctx context.Context, r *posthorn.Replay) error {
 	if !storable(r.RepoID, r.WebhookID) {

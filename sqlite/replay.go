@@ -94,6 +94,27 @@ func promisedTo(c *sqlite.Conn, webhook int64, events []*posthorn.AcceptedEvent)
 	return promised, err
 }
 
+// Queued implements [posthorn.Store].
+func (s *Store) Queued(ctx context.Context, webhookSeq int64, event *posthorn.AcceptedEvent) (entries []posthorn.QueuedEntry, err error) {
+	err = s.read(ctx, func(c *sqlite.Conn) error {
+		return query(c, func(st *sqlite.Stmt) error {
+			lane := st.ColumnInt(3)
+			entries = append(entries, posthorn.QueuedEntry{
+				Trigger: posthorn.Trigger(st.ColumnText(0)), Attempt: st.ColumnInt(1), DueAt: timeOf(st.ColumnInt64(2)),
+				Leased: lane == laneLeased, Waiting: lane == laneWaiting, Behind: st.ColumnText(4),
+			})
+			return nil
+		}, `SELECT q.trigger, q.attempt, q.due_at, q.lane, CASE WHEN q.lane = ? THEN
+				(SELECT e.id FROM posthorn_queue f JOIN posthorn_events e ON e.seq = f.event
+				WHERE f.webhook = q.webhook AND f.ordering = q.ordering AND f.ordering <> 0 ORDER BY f.event LIMIT 1) ELSE '' END
+			FROM posthorn_queue q WHERE q.event = ? AND q.webhook = ? ORDER BY q.run`, laneBehind, event.Seq, webhookSeq)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return entries, nil
+}
+
 // CreateReplay implements [posthorn.Store].
 func (s *Store) CreateReplay(ctx context.Context, r *posthorn.Replay) error {
 	which, err := json.Marshal(r.ReplayRange)

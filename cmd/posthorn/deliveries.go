@@ -10,7 +10,6 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -39,7 +38,10 @@ type delivery struct {
 	DurationMS     float64   `json:"durationMs"`
 
 	// Not in listings.
-	Request  struct{ Headers http.Header } `json:"request"`
+	Request struct {
+		Headers http.Header
+		Curl    string
+	} `json:"request"`
 	Response struct{ Headers http.Header } `json:"response"`
 	Timings  *timings                      `json:"timings"`
 }
@@ -217,7 +219,10 @@ func (c *getDeliveryCmd) Run() error {
 	path := c.path("webhooks", c.Webhook, "deliveries", c.Delivery)
 	if c.Curl {
 		return perform(c.connection, request{method: http.MethodGet, path: path}, func(d delivery) error {
-			_, err := fmt.Println(d.curl())
+			if d.Request.Curl == "" {
+				return errors.New("there is nothing to make again: the receiver polled, or the payload is no longer stored")
+			}
+			_, err := fmt.Println(d.Request.Curl)
 			return err
 		})
 	}
@@ -243,18 +248,6 @@ func (c *getDeliveryCmd) Run() error {
 		fields = append(fields, headerFields("< ", d.Response.Headers)...)
 		return details(fields...)
 	})
-}
-
-// curl is a shell command that makes the delivery's request again. Headers whose values are masked are left out.
-func (d delivery) curl() string {
-	quote := func(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
-	command := "curl -X POST " + quote(d.URL)
-	for _, f := range headerFields("", d.Request.Headers) {
-		if f.name != "Content-Length" && !strings.Contains(f.value, "***") {
-			command += " \\\n  -H " + quote(f.name+": "+f.value)
-		}
-	}
-	return command + " \\\n  --data-binary " + quote(d.Payload)
 }
 
 // headerFields returns the headers in the order of their names.

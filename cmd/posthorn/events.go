@@ -144,17 +144,17 @@ type whyCmd struct {
 	connection
 	repoFlag
 	Event   string `arg:"" help:"The event's ID."`
-	Webhook string `arg:"" optional:"" help:"The webhook's ID; without one, all of the repo."`
+	Webhook string `arg:"" optional:"" help:"The webhook's ID; without one, the first 200 of the repo."`
 }
 
 // Help is what --help shows below the summary.
 func (*whyCmd) Help() string {
-	return `For each webhook: whether it got the event, and why or why not, and what happens next.
+	return `For each webhook: whether it got the event, and why or why not, and what happens next and when.
 
     posthorn why --repo r1 EVENT
     posthorn why --repo r1 EVENT WEBHOOK
 
-The delivery log tells what was done. What it doesn't tell is concluded from the webhook as it is now.`
+The delivery log and the queue tell what was done and is to come. What they don't tell is concluded from the webhook as it is now.`
 }
 
 // Run asks the server.
@@ -170,7 +170,11 @@ func (c *whyCmd) Run() error {
 			Attempts                 int
 			NextAttemptAt            time.Time
 		}
+		More bool
 	}) error {
+		if answer.More {
+			fmt.Fprintln(os.Stderr, "These are not all webhooks of the repo. Ask for another one by its ID.")
+		}
 		var rows [][]string
 		for _, w := range answer.Webhooks {
 			rows = append(rows, []string{w.WebhookID, w.State, strconv.Itoa(w.Attempts), timestamp(w.NextAttemptAt), w.Reason})

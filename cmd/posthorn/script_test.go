@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/musehub/posthorn/internal/pgtest"
+	"github.com/musehub/posthorn/internal/secretbox"
 )
 
 // TestScripts runs testdata/*.txtar. Beside testscript's own, they have these commands:
@@ -25,15 +28,31 @@ import (
 //	capture REGEXP VAR…                    sets the variables to the groups of a match in the last program's output
 //	eventually REGEXP PROGRAM [ARG…]       runs a program again and again until its output matches
 //	mode PERM FILE                         checks a file's permissions
+//
+// With the servers of the tests on PostgreSQL it runs those of scriptsOnBoth.
 func TestScripts(t *testing.T) {
+	dir, files := "testdata", []string(nil) // of which testscript takes one
+	if onPostgres() {
+		dir, files = "", scriptsOnBoth
+	}
+	key, err := secretbox.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata",
+		Dir:                 dir,
+		Files:               files,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
 			env.Values[processes{}] = map[string]*process{}
 			env.Setenv("GORACE", goRace)
 			env.Setenv("POSTHORN_DNS_SERVER", noDNS)
+			if onPostgres() {
+				env.Setenv("POSTHORN_DATABASE", pgtest.URL(t))
+				env.Setenv("POSTHORN_SECRET_KEYS", key)
+				env.Setenv("POSTHORN_MIGRATE", "true")
+			}
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
@@ -48,6 +67,9 @@ func TestScripts(t *testing.T) {
 		},
 	})
 }
+
+// scriptsOnBoth are those about what stores do, and not about what commands print.
+var scriptsOnBoth = []string{"testdata/control.txtar", "testdata/replays.txtar"}
 
 // processes is the key of a script's background processes, a map by name.
 type processes struct{}

@@ -148,6 +148,7 @@ func testTxOrder(s *txSuite) {
 	tx, commit, _ = s.begin()
 	s.acceptIn(tx, d, ordered(w, 1))
 	s.check(commit())
+	s.wantQueued(w, d, posthorn.QueuedEntry{Trigger: posthorn.TriggerAutomatic, Attempt: 1, DueAt: start, Behind: a.ID})
 	for _, e := range []*posthorn.AcceptedEvent{a, b, c, d} {
 		s.equal("webhooks due", s.due(start), []int64{w.Seq})
 		s.wantEntries(s.claim(s.node, start, w), turn(w, e, 1))

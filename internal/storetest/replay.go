@@ -58,6 +58,77 @@ func testOutcomes(s *suite) {
 	s.equal("of no events", len(got), 0)
 }
 
+func (s *suite) wantQueued(w posthorn.Webhook, e *posthorn.AcceptedEvent, want ...posthorn.QueuedEntry) {
+	s.Helper()
+	got, err := s.Queued(s.Context(), w.Seq, e)
+	s.check(err)
+	s.equal("entries of "+e.ID, append([]posthorn.QueuedEntry{}, got...), append([]posthorn.QueuedEntry{}, want...))
+}
+
+// testQueued has one event for each thing that an entry can wait for.
+func testQueued(s *suite) {
+	w, other, node := s.webhook(), s.webhook(), s.node()
+	first := posthorn.QueuedEntry{Trigger: posthorn.TriggerAutomatic, Attempt: 1, DueAt: start}
+	promised, kept, polled, retrying := s.event(), s.event(), s.event(), s.event()
+	s.accept(node, promised, leased(w))
+	s.accept(node, kept, append(free(w), free(other)...))
+	s.accept(node, polled, held(w))
+	s.accept(node, retrying, leased(w))
+	s.record(node, retried(entryOf(w, retrying), start, start.Add(second)))
+	s.wantQueued(w, promised)
+	s.wantQueued(w, kept, first)
+	s.wantQueued(w, polled, first)
+	again := first
+	again.Attempt, again.DueAt = 2, start.Add(second)
+	s.wantQueued(w, retrying, again)
+
+	// One of each run.
+	s.redelivery(w, retrying, start.Add(time.Minute), node)
+	byHand := posthorn.QueuedEntry{Trigger: posthorn.TriggerRedelivery, Attempt: 1, DueAt: start.Add(time.Minute), Leased: true}
+	s.wantQueued(w, retrying, again, byHand)
+	s.release(node, start)
+	byHand.Leased = false
+	s.wantQueued(w, retrying, again, byHand)
+	s.wantQueued(other, retrying)
+
+	r := s.replay(other)
+	s.check(s.UpdateReplay(s.Context(), r, []*posthorn.AcceptedEvent{polled}))
+	replayed := posthorn.QueuedEntry{Trigger: posthorn.TriggerReplay, Attempt: 1, DueAt: start, Waiting: true}
+	s.wantQueued(other, polled, replayed)
+	s.wantFree(r, posthorn.ReplayLimit{Now: start.Add(second), Untried: 1}, 1, true)
+	replayed.Waiting, replayed.DueAt = false, start.Add(second)
+	s.wantQueued(other, polled, replayed)
+}
+
+// testQueuedBehind has entries that stand behind others of their ordering, and know whose turn it is.
+func testQueuedBehind(s *suite) {
+	w, node := s.webhook(), s.node()
+	x, a, b, c := s.event(), s.event(), s.event(), s.event()
+	s.accept(node, x, ordered(w, 2))
+	for _, e := range []*posthorn.AcceptedEvent{a, b, c} {
+		s.accept(node, e, ordered(w, 1))
+	}
+	turn := posthorn.QueuedEntry{Trigger: posthorn.TriggerAutomatic, Attempt: 1, DueAt: start}
+	behind := func(e *posthorn.AcceptedEvent) posthorn.QueuedEntry {
+		entry := turn
+		entry.Behind = e.ID
+		return entry
+	}
+	s.wantQueued(w, a, turn)
+	s.wantQueued(w, b, behind(a))
+	s.wantQueued(w, c, behind(a))
+	s.wantQueued(w, x, turn)
+	entry := s.claim(node, start, w)[1]
+	leased := turn
+	leased.Leased = true
+	s.wantQueued(w, a, leased)
+	s.wantQueued(w, c, behind(a))
+	s.record(node, done(entry, start))
+	s.wantQueued(w, a)
+	s.wantQueued(w, b, turn)
+	s.wantQueued(w, c, behind(b))
+}
+
 func (s *suite) replay(w posthorn.Webhook) *posthorn.Replay {
 	s.Helper()
 	r := &posthorn.Replay{

@@ -37,7 +37,7 @@ func Run(t *testing.T, open func(t *testing.T) posthorn.Store) {
 
 		testOrder, testOrders, testOrderReleased, testOrderConcurrently, testHeld, testHeldBytes,
 
-		testOutcomes, testReplays, testReplayed, testReplayConcurrently, testReplayHeld, testReplayDropped, testReplayDeleted, testEventsUntil,
+		testOutcomes, testQueued, testQueuedBehind, testReplays, testReplayed, testReplayConcurrently, testReplayHeld, testReplayDropped, testReplayDeleted, testEventsUntil,
 
 		testResultDone, testResultRetry, testResultRetryAgain, testResultWithoutDelivery, testResultDropped, testResultFenced,
 		testResultOfAnotherNode, testResultTwice, testResultDeletedWebhook, testResultsOfOneEvent, testResultDroppedLater,
