@@ -287,7 +287,7 @@ func TestMemoryOfAnswers(t *testing.T) {
 		free                   int64
 		refused, filterRefused bool
 	}{
-		{300_000, true, true}, {400_100, false, true}, {16 << 20, false, false}, {300_000, true, true},
+		{300_000, true, true}, {800_100, false, true}, {16 << 20, false, false}, {300_000, true, true},
 	} {
 		if err := api.memory.take(api.memory.most - step.free); err != nil {
 			t.Fatal(err)
