@@ -30,8 +30,8 @@ test: ## Run all tests on SQLite and PostgreSQL, with the race detector where th
 
 .PHONY: test-stores
 test-stores: # the part of test that needs a PostgreSQL to be there
-	go test $(RACE) -vet=off -timeout 20m ./... # lint vets
-	POSTHORN_TEST_STORE=postgres go test $(RACE) -vet=off -timeout 20m -run 'TestContract|TestCrash|TestIsolation|TestScripts|TestFlowAtTheReceiver|TestGoneAtTheReceiver' ./cmd/posthorn
+	go test $(RACE) -vet=off -timeout 30m ./... # lint vets
+	POSTHORN_TEST_STORE=postgres go test $(RACE) -vet=off -timeout 30m -run 'TestContract|TestCrash|TestIsolation|TestScripts|TestFlowAtTheReceiver|TestGoneAtTheReceiver' ./cmd/posthorn
 
 .PHONY: lint
 lint: ## Check formatting, run go vet and golangci-lint
