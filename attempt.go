@@ -281,9 +281,10 @@ func (d *Dispatcher) Curl(delivery Delivery) string {
 		header[idempotencyKey] = []string{delivery.EventID}
 	}
 	quote := func(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
-	command := "curl --globoff --path-as-is -X POST " + quote(delivery.Exchange.URL) // as it is, whatever curl could see in it
+	// The payload is no argument of curl's: Linux has arguments of at most 128 KiB, but for printf, which is the shell's own.
+	command := "printf %s " + quote(string(delivery.Payload)) + " | curl --globoff --path-as-is -X POST " + quote(delivery.Exchange.URL) // as it is, whatever curl could see in it
 	for _, name := range slices.Sorted(maps.Keys(header)) {
 		command += " \\\n  -H " + quote(name+": "+header[name][0])
 	}
-	return command + " \\\n  --data-binary " + quote(string(delivery.Payload))
+	return command + " \\\n  --data-binary @-"
 }

@@ -48,6 +48,18 @@ func TestSweepWhileCrowded(t *testing.T) {
 	if n := len(store.claimed); n != 3*sweepPage {
 		t.Errorf("%d of %d webhooks were claimed for", n, 3*sweepPage)
 	}
+
+	// But not if so many wait for room that there is no use in more.
+	s.leaseUntil = time.Time{} // so that nothing is claimed
+	for seq := range int64(maxRemembered + 1) {
+		s.claimSoon(s.queue(-seq - 1))
+	}
+	known := len(s.queues)
+	store.webhooks += sweepPage
+	c.sweep(t.Context())
+	if n := len(s.queues); n != known {
+		t.Errorf("%d more webhooks wait", n-known)
+	}
 }
 
 // What is to be sent by hand is claimed, also if it becomes due while the webhook's queue is being filled.
@@ -68,6 +80,12 @@ func TestClaimByHandMeanwhile(t *testing.T) {
 	s.claimed(plan, node, entries, claimBytes, nil)
 	if plan, _ = s.planClaim(); len(plan) != 1 || plan[0].limit != 1 {
 		t.Errorf("the next plan is %v", plan)
+	}
+	// There may be another one, for which there is no room either.
+	byHand := &Entry{WebhookSeq: 1, Event: benchEvent(), Trigger: TriggerRedelivery}
+	s.claimed(plan, node, []*Entry{byHand}, claimBytes, nil)
+	if plan, _ = s.planClaim(); len(plan) != 1 || plan[0].limit != 1 {
+		t.Errorf("after one by hand the plan is %v", plan)
 	}
 	s.claimed(plan, node, nil, claimBytes, nil)
 	if plan, _ = s.planClaim(); len(plan) != 0 {

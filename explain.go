@@ -190,9 +190,6 @@ func (d *Dispatcher) explainNext(x *Explanation, event *AcceptedEvent, w *Webhoo
 	switch {
 	case e.paused(w):
 		next = append(next, "it waits until the webhook is active again"+w.whyInactive())
-		if e.DueAt.After(now) {
-			x.NextAttemptAt = e.DueAt
-		}
 	case e.Waiting:
 		next = append(next, "its turn in the replay has yet to come")
 	case w.Polled:
@@ -243,15 +240,14 @@ func (s *scheduler) busy(webhook, event int64, byHand bool) busy {
 		at = len(list)
 	}
 	b.before += at
-	pause := time.Until(q.resume)
 	switch {
 	case !q.paused:
-	case q.flow.perSecond > 0 && pause <= q.flow.interval():
-		b.until = q.resume.Add(time.Duration(b.before) * q.flow.interval())
-		b.why = fmt.Sprintf("the webhook gets requests at most %d times a second (maxPerSecond; events before it: %d)", q.flow.perSecond, b.before)
-	case pause > maxProbePause*time.Millisecond:
+	case q.held:
 		b.until = q.resume
 		b.why = "nothing is sent to the webhook until then, because of what its receiver has answered (410, or 429 or 503 with Retry-After)"
+	case q.flow.perSecond > 0:
+		b.until = q.resume.Add(time.Duration(b.before) * q.flow.interval())
+		b.why = fmt.Sprintf("the webhook gets requests at most %d times a second (maxPerSecond; events before it: %d)", q.flow.perSecond, b.before)
 	}
 	return b
 }

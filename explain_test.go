@@ -77,7 +77,7 @@ func TestExplain(t *testing.T) {
 			"fine":     {posthorn.EventDelivered, "the receiver answered 200 at attempt 1", 1, 0},
 			"fails":    {posthorn.EventFailed, "attempt 1 was the last: the receiver answered 418", 1, 0},
 			"hangs":    {posthorn.EventRetrying, "attempt 2 failed: timeout: response headers: too late", 2, time.Hour},
-			"stopped":  {posthorn.EventPaused, "attempt 1 failed: the receiver answered 500; it waits until the webhook is active again", 1, time.Hour},
+			"stopped":  {posthorn.EventPaused, "attempt 1 failed: the receiver answered 500; it waits until the webhook is active again", 1, 0},
 			"inactive": {posthorn.EventMissed, "the webhook is not active", 0, 0},
 			"other":    {posthorn.EventNotSubscribed, "does not subscribe to push, but to issue, tag", 0, 0},
 			"filtered": {posthorn.EventFiltered, "is not true for the event: payload.n == 2", 0, 0},

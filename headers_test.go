@@ -165,15 +165,13 @@ func TestGitHubSignatureNeedsSecret(t *testing.T) {
 // A shell that runs the command of a delivery gives curl what was sent, to the last byte, but for what is masked.
 func TestCurl(t *testing.T) {
 	stub := t.TempDir()
-	script := "#!/bin/sh\nprintf '%s\\0' \"$@\"\n"
+	script := "#!/bin/sh\nprintf '%s\\0' \"$@\"\ncat\n"
 	if err := os.WriteFile(filepath.Join(stub, "curl"), []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	inWorld(t, posthorn.Config{UserAgent: "it's $HOME"}, func(t *testing.T, w *world) {
-		const (
-			url     = "https://good.example/a/../{b,c}?d=[1-9]&e='$HOME'"
-			payload = "{\"a\": \"it's `id` $(id) $HOME \\\\ \\n % ä\",\r\n\t\"b\": \"'\\\"''\"}\n"
-		)
+		const url = "https://good.example/a/../{b,c}?d=[1-9]&e='$HOME'"
+		payload := "{\"a\": \"it's `id` $(id) $HOME \\\\ \\n % ä\",\r\n\t\"b\": \"'\\\"''\"}\n" + strings.Repeat(" ", 200<<10) // longer than an argument may be
 		hook, err := w.CreateWebhook(t.Context(), posthorn.NewWebhook{
 			RepoID: "r1", URL: url, Events: []string{"push"}, Secret: "s3cret",
 			Options: posthorn.Options{Headers: map[string]string{"Authorization": "Bearer abc"}, GitHubSignature: true, IdempotencyKey: true},
@@ -197,8 +195,9 @@ func TestCurl(t *testing.T) {
 				want = append(want, "-H", name+": "+sent.header[name][0])
 			}
 		}
-		want = append(want, "--data-binary", sent.body, "")
-		cmd := exec.CommandContext(t.Context(), "sh", "-c", w.Curl(delivery))
+		want = append(want, "--data-binary", "@-", sent.body)
+		cmd := exec.CommandContext(t.Context(), "sh")
+		cmd.Stdin = strings.NewReader(w.Curl(delivery))
 		cmd.Env = []string{"HOME=/elsewhere", "PATH=" + stub + string(os.PathListSeparator) + os.Getenv("PATH")}
 		got, err := cmd.Output()
 		if diff := cmp.Diff(want, strings.Split(string(got), "\x00")); diff != "" || err != nil {

@@ -382,7 +382,7 @@ func (c *claimer) run(ctx context.Context) {
 // sweep makes the scheduler want whatever webhook has something due. Where that is more than it has room for, the next
 // sweep goes on behind the last one, with a page at least: those that crowd it must not hide all others for ever.
 func (c *claimer) sweep(ctx context.Context) {
-	for first := true; first || !c.sched.crowded(); first = false {
+	for first := true; !c.sched.crowded() || first && !c.sched.full(); first = false {
 		due, err := c.due(ctx)
 		if err != nil {
 			c.failed("look for what is due", err)
@@ -505,6 +505,13 @@ func (s *scheduler) crowded() bool {
 	return len(s.queues) > 2*maxRemembered
 }
 
+// full reports whether so many of these wait for room in memory that there is no use in more.
+func (s *scheduler) full() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.claims) > maxRemembered
+}
+
 func (s *scheduler) wake() { wake(s.signal) }
 
 // planClaim takes webhooks to claim for and reserves places for their entries. It returns the node to claim them for, too.
@@ -542,6 +549,7 @@ func (s *scheduler) claimed(plan []planned, node int64, entries []*Entry, maxByt
 	for _, e := range entries {
 		q := s.queues[e.WebhookSeq]
 		got[q.seq]++
+		q.urgent = q.urgent || e.Trigger.ByHand() // there may be more of these, and they come first
 		n := len(e.Event.Payload)
 		maxBytes -= n
 		s.addBytes(q, cost(n))

@@ -282,8 +282,8 @@ func (s *server) redeliver(ctx context.Context, in *redeliverInput) (*redeliverO
 		return &redeliverOutput{http.StatusAccepted, "", shown}, nil
 	}
 	last, err := run.Wait(ctx)
-	if err != nil { // the client hung up, or Posthorn stops
-		return nil, posthorn.Errorf(posthorn.CodeUnavailable, "the redelivery has no end yet, but it is stored and goes on, "+
+	if err != nil { // the client hung up, or Posthorn stops; no Retry-After, because another one would be made beside it
+		return nil, newProblem(http.StatusServiceUnavailable, "the redelivery has no end yet, but it is stored and goes on, "+
 			"after the restart if Posthorn is stopping, until the webhook is deleted; its first delivery is %s", run.DeliveryID)
 	}
 	shown.DeliveryID = last.ID

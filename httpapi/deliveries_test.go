@@ -260,7 +260,11 @@ func TestRedeliverWithoutEnd(t *testing.T) {
 	stopping, cancel := context.WithCancel(t.Context())
 	cancel()
 	_ = api.dispatcher.Stop(stopping) // cuts the attempt off
-	(<-answers).problem(http.StatusServiceUnavailable, "goes on", "")
+	a := <-answers
+	a.problem(http.StatusServiceUnavailable, "goes on", "")
+	if again := a.header.Get("Retry-After"); again != "" {
+		t.Errorf("Retry-After %q has the client ask for one more", again)
+	}
 	if logged := api.logged.String(); logged != "" {
 		t.Errorf("logged: %s", logged)
 	}

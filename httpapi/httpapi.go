@@ -56,7 +56,7 @@ type Config struct {
 	MaxRequests int
 	// MaxMemory is how many bytes the bodies that are being received, and the answers with payloads that are being sent, may take
 	// together, without those that take up to 64 KiB: 503 with Retry-After beyond. Such an answer takes four times the size of its payloads, and
-	// trying a filter 16 MiB, or twice the largest payload where that is more. Defaults to 256 MiB.
+	// trying a filter 16 MiB, or twice the largest payload where that is more. Who has one token has half of it: 429. Defaults to 256 MiB.
 	MaxMemory int64
 	// MaxEventsPerSecondPerToken and MaxEventsPerSecondPerRepo are how many events may be posted here in a second by who has
 	// one token, and to one repo; more are answered 429. A batch counts for each of its events. Default to no limit.

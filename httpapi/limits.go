@@ -7,11 +7,12 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"golang.org/x/time/rate"
+
+	"github.com/musehub/posthorn"
 )
 
 const (
@@ -71,24 +72,46 @@ func (s *shares) give(name string) {
 	}
 }
 
-// memory is what large bodies and answers may take together, in bytes.
+// memory is what large bodies and answers may take together, in bytes. Nobody alone takes up all of it: each has at most half.
 type memory struct {
 	most int64
-	used atomic.Int64
+
+	mu     sync.Mutex
+	used   int64
+	byName map[string]int64
 }
 
-// take returns a problem if there is no room for a body or an answer. Otherwise give must be called after it.
-func (m *memory) take(size int64) error {
-	if m.used.Add(size) <= m.most || m.used.Load() == size { // a single one always gets through
+// take returns a problem if there is no room for a body or an answer of who has the name. Otherwise give must be called after it.
+func (m *memory) take(name string, size int64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var p *problem
+	switch mine := m.byName[name]; { // a single one always gets through
+	case m.used > 0 && m.used+size > m.most:
+		p = newProblem(http.StatusServiceUnavailable, "large bodies and answers take up as much memory as they may (--max-api-memory): try again")
+	case mine > 0 && mine+size > m.most/2:
+		p = newProblem(http.StatusTooManyRequests,
+			"large bodies and answers of yours take up half of the memory that may be in all (--max-api-memory): wait for some of them")
+	default:
+		if m.byName == nil {
+			m.byName = map[string]int64{}
+		}
+		m.used += size
+		m.byName[name] += size
 		return nil
 	}
-	m.used.Add(-size)
-	p := newProblem(http.StatusServiceUnavailable, "large bodies and answers take up as much memory as they may (--max-api-memory): try again")
 	p.header = http.Header{"Retry-After": {"1"}}
 	return p
 }
 
-func (m *memory) give(size int64) { m.used.Add(-size) }
+func (m *memory) give(name string, size int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.used -= size
+	if m.byName[name] -= size; m.byName[name] == 0 {
+		delete(m.byName, name)
+	}
+}
 
 const (
 	// payloadCopies is how often a payload is in memory at the worst while it is answered: as the store returned it, as a string, and
@@ -104,7 +127,11 @@ type heldKey struct{}
 // giveBack is the middleware that gives back what a request holds of the memory, when its client has the answer or is gone.
 func (s *server) giveBack(ctx huma.Context, next func(huma.Context)) {
 	held := new(int64)
-	defer func() { s.memory.give(*held) }()
+	defer func() {
+		if *held > 0 {
+			s.memory.give(posthorn.ActorOf(ctx.Context()), *held)
+		}
+	}()
 	next(huma.WithValue(ctx, heldKey{}, held))
 }
 
@@ -114,7 +141,7 @@ func (s *server) hold(ctx context.Context, size int) error {
 	if size <= maxBody {
 		return nil
 	}
-	if err := s.memory.take(int64(size)); err != nil {
+	if err := s.memory.take(posthorn.ActorOf(ctx), int64(size)); err != nil {
 		return err
 	}
 	*ctx.Value(heldKey{}).(*int64) += int64(size) //nolint:forcetypeassert // nothing else is in it

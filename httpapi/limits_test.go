@@ -237,7 +237,7 @@ func TestMemoryOfBodies(t *testing.T) {
 	large := `{"eventType":"push","payload":"` + strings.Repeat("x", 100_000) + `"}`
 	post := func() answer { return api.do("POST", "/api/v1/repos/r1/events", large) }
 	post().ok(http.StatusAccepted)
-	if err := api.memory.take(1<<20 - 50_000); err != nil {
+	if err := api.memory.take("someone", 1<<20-50_000); err != nil {
 		t.Fatal(err)
 	}
 	a := post()
@@ -246,10 +246,39 @@ func TestMemoryOfBodies(t *testing.T) {
 		t.Errorf("Retry-After %q", a.header.Get("Retry-After"))
 	}
 	api.do("POST", "/api/v1/repos/r1/events", `{"eventType":"push","payload":1}`).ok(http.StatusAccepted) // small ones are in nobody's way
-	api.memory.give(1<<20 - 50_000)
+	api.memory.give("someone", 1<<20-50_000)
 	post().ok(http.StatusAccepted)
-	if n := api.memory.used.Load(); n != 0 {
+	if n := api.memory.inUse(); n != 0 {
 		t.Errorf("%d bytes are not given back", n)
+	}
+}
+
+// Nobody alone takes up all of the memory.
+func TestSharesOfMemory(t *testing.T) {
+	m := memory{most: 100}
+	for _, step := range []struct {
+		name   string
+		size   int64
+		status int
+	}{
+		{"a", 60, 0}, {"a", 1, 429}, {"b", 30, 0}, {"b", 10, 0}, {"b", 1, 503}, {"c", 1, 503},
+	} {
+		err := m.take(step.name, step.size)
+		if p, ok := errors.AsType[*problem](err); step.status == 0 && err != nil || step.status != 0 && (!ok || p.Status != step.status || p.header.Get("Retry-After") != "1") {
+			t.Errorf("%d for %s: %v, want %d", step.size, step.name, err, step.status)
+		}
+	}
+	m.give("a", 60)
+	m.give("b", 30)
+	if err := m.take("b", 40); err != nil {
+		t.Error(err)
+	}
+	m.give("b", 50)
+	if m.used != 0 || len(m.byName) != 0 {
+		t.Errorf("%d bytes are not given back: %v", m.used, m.byName)
+	}
+	if err := m.take("a", 1000); err != nil {
+		t.Errorf("a single one that is large: %v", err)
 	}
 }
 
@@ -289,7 +318,7 @@ func TestMemoryOfAnswers(t *testing.T) {
 	}{
 		{300_000, true, true}, {800_100, false, true}, {16 << 20, false, false}, {300_000, true, true},
 	} {
-		if err := api.memory.take(api.memory.most - step.free); err != nil {
+		if err := api.memory.take("someone", api.memory.most-step.free); err != nil {
 			t.Fatal(err)
 		}
 		ask("large", step.refused)
@@ -299,8 +328,8 @@ func TestMemoryOfAnswers(t *testing.T) {
 		} else {
 			a.ok(http.StatusOK)
 		}
-		api.memory.give(api.memory.most - step.free)
-		if n := api.memory.used.Load(); n != 0 {
+		api.memory.give("someone", api.memory.most-step.free)
+		if n := api.memory.inUse(); n != 0 {
 			t.Fatalf("%d bytes are not given back", n)
 		}
 	}
@@ -322,7 +351,7 @@ func TestMemoryOfUnreadAnswers(t *testing.T) {
 		payload := json.RawMessage(`"` + strings.Repeat("x", 1<<16) + `"`)
 		held := func(what string, answers int) {
 			t.Helper()
-			if n, want := api.memory.used.Load(), int64(answers*payloadCopies*len(payload)); n != want {
+			if n, want := api.memory.inUse(), int64(answers*payloadCopies*len(payload)); n != want {
 				t.Errorf("%s: %d bytes are held, want %d", what, n, want)
 			}
 		}
@@ -383,4 +412,10 @@ func TestNewRefusesLimits(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+func (m *memory) inUse() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.used
 }

@@ -92,10 +92,10 @@ func post[I, O any](
 		size = limit
 	}
 	if size > maxBody {
-		if err := s.memory.take(size); err != nil {
+		if err := s.memory.take(actor, size); err != nil {
 			return nil, err
 		}
-		defer s.memory.give(size)
+		defer s.memory.give(actor, size)
 	}
 	raw, err := readBody(w, r, limit, *buffer)
 	if err != nil {

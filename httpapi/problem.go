@@ -77,7 +77,7 @@ func problemFor(err error) *problem {
 // repeatable is the error of posting events that all have an ID of the caller's: the same again does nothing twice, even where nobody
 // knows what became of them.
 func repeatable(err error) error {
-	if posthorn.ErrorCode(err) != posthorn.CodeUncertain {
+	if posthorn.ErrorCode(err) != posthorn.CodeUncertain && !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
 	p := problemFor(err)

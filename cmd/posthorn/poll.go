@@ -76,12 +76,13 @@ func (c *pollCmd) follow() error {
 	}
 	ctx, stop := untilSignal()
 	defer stop()
-	for cursor := c.Cursor; ctx.Err() == nil; {
+	cursor := c.Cursor
+	for ctx.Err() == nil {
 		answer, err := api.call(ctx, c.request(cursor, followWait))
+		if ctx.Err() != nil && err != nil {
+			break
+		}
 		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
 			return err
 		}
 		var page polledPage
@@ -93,12 +94,14 @@ func (c *pollCmd) follow() error {
 				return err
 			}
 		}
-		if cursor = page.Cursor; cursor != "" && ctx.Err() != nil { // what was printed shall not come again
-			_, err := api.call(context.WithoutCancel(ctx), c.request(cursor, 0))
-			return err
-		}
+		cursor = page.Cursor
 	}
-	return nil
+	if cursor == "" {
+		return nil
+	}
+	// What was printed shall not come again. To acknowledge it twice does no harm.
+	_, err = api.call(context.WithoutCancel(ctx), c.request(cursor, 0))
+	return err
 }
 
 // followWait is how long one request of --follow waits.

@@ -23,8 +23,8 @@ import "time"
 // would creep to the maximum. A receiver that has become slower for other reasons therefore brings the limit down to one, and
 // a few answers later it doubles again.
 //
-// After a pause it starts anew, as TCP does (RFC 5681, section 4.1): to a receiver that has been away, or whose webhook was not active, what
-// waits comes with few requests at first.
+// After a pause (restartAfter) it starts anew, as TCP does (RFC 5681, section 4.1): to a receiver that has been away, or whose webhook was not
+// active, what waits comes with few requests at first.
 type Limit struct {
 	most int // what it can grow to
 	n    int
