@@ -190,8 +190,11 @@ func (c Config) withDefaults() (Config, error) {
 		{"AuditRetention", int64(c.AuditRetention), math.MaxInt64},
 		{"MaxWebhooksPerRepo", int64(c.MaxWebhooksPerRepo), math.MaxInt64},
 	} {
-		if f.n < 0 || f.n > f.most {
-			return c, Errorf(CodeInvalid, "Config.%s is %d: it must be from 0, for its default, to %d", f.name, f.n, f.most)
+		if f.n < 0 {
+			return c, Errorf(CodeInvalid, "Config.%s is negative", f.name)
+		}
+		if f.n > f.most {
+			return c, Errorf(CodeInvalid, "Config.%s is %d: the most is %d", f.name, f.n, f.most)
 		}
 	}
 	for _, t := range c.EventTypes {

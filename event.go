@@ -175,7 +175,7 @@ func (d *Dispatcher) Dispatch(ctx context.Context, e Event) (Receipt, error) {
 		}
 	}
 	receipt, err := d.accept(ctx, event, TriggerAutomatic, webhooks)
-	if e.ID == "" {
+	if err != nil && e.ID == "" {
 		err = withNewIDs(err, []string{event.ID})
 	}
 	return receipt, err

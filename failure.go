@@ -537,15 +537,18 @@ func (s *scheduler) resumeLater(q *queue) {
 			s.resumeLater(q)
 			return
 		}
-		q.paused, q.held = false, false
-		s.setStanding(q, q.earned)
+		q.paused = false
+		if q.held {
+			q.held = false
+			s.setStanding(q, q.earned)
+		}
 		s.list(q)
 		s.settle(q)
 		s.start()
 	})
 }
 
-// shrink takes from a failing webhook's queue what it may not hold in memory.
+// shrink takes from the queue of a webhook that is failing or held what it may not hold in memory.
 func (s *scheduler) shrink(q *queue) (handedBack []*Entry) {
 	keep := probeQueue
 	if !limit.MayUse(limit.Failing, s.limits.bytes, s.bytes(), 0) {

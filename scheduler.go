@@ -65,7 +65,7 @@ type turn struct {
 
 const (
 	probeAfter    = 5      // failures in a row make a webhook a failing one
-	probeQueue    = 16     // entries that a failing webhook holds in memory
+	probeQueue    = 16     // entries that a webhook that is failing or held has in memory
 	maxProbePause = 50     // milliseconds between the attempts of a failing webhook: one for each failure in a row, up to this
 	entryBytes    = 256    // what an entry takes besides its payload, about
 	maxRemembered = 10_000 // webhooks without entries whose state is kept

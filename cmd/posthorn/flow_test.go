@@ -9,31 +9,47 @@ import (
 	"time"
 )
 
+// gauge is how many requests a receiver has at a time.
+type gauge struct {
+	mu        sync.Mutex
+	now, most int
+}
+
+// okAfter answers a request after a while.
+func (g *gauge) okAfter(takes time.Duration, r *wireRequest) wireAnswer {
+	return func(conn net.Conn, ended <-chan struct{}) bool {
+		g.mu.Lock()
+		g.now++
+		g.most = max(g.most, g.now)
+		g.mu.Unlock()
+		timer := time.NewTimer(takes)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-ended:
+		}
+		g.mu.Lock()
+		g.now-- // before the answer, which makes room for the next
+		g.mu.Unlock()
+		return always(http.StatusOK)(r)(conn, ended)
+	}
+}
+
+func (g *gauge) peak() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.most
+}
+
 // A webhook's limits hold at the receiver, for requests that take their time, and everything arrives.
 func TestFlowAtTheReceiver(t *testing.T) {
 	t.Parallel()
-	var mu sync.Mutex
-	var inFlight, most int
+	var narrow gauge
 	receiver := newReceiver(t, func(r *wireRequest) wireAnswer {
 		if !strings.HasPrefix(r.target(), "/narrow") {
 			return always(http.StatusOK)(r)
 		}
-		return func(conn net.Conn, ended <-chan struct{}) bool {
-			mu.Lock()
-			inFlight++
-			most = max(most, inFlight)
-			mu.Unlock()
-			timer := time.NewTimer(20 * time.Millisecond)
-			defer timer.Stop()
-			select {
-			case <-timer.C:
-			case <-ended:
-			}
-			mu.Lock()
-			inFlight-- // before the answer, which makes room for the next
-			mu.Unlock()
-			return always(http.StatusOK)(r)(conn, ended)
-		}
+		return narrow.okAfter(20*time.Millisecond, r)
 	})
 	c := in(t, startContract(t))
 	create := func(path, name string, n int) string {
@@ -54,10 +70,9 @@ func TestFlowAtTheReceiver(t *testing.T) {
 			}
 		}
 	}
-	if mu.Lock(); most > 2 {
+	if most := narrow.peak(); most > 2 {
 		t.Errorf("%d requests at a time, at most 2 were asked for", most)
 	}
-	mu.Unlock()
 	var last time.Time
 	for _, r := range receiver.got() {
 		if strings.HasPrefix(r.target(), "/paced") && r.At.After(last) {

@@ -4,10 +4,8 @@ import (
 	"bufio"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 )
@@ -85,16 +83,6 @@ func batchOf(n int) string {
 	return `{"events":[` + strings.TrimSuffix(strings.Repeat(eventJSON("push", "", "1")+",", n), ",") + `]}`
 }
 
-func dialServer(t *testing.T, s *server) net.Conn {
-	t.Helper()
-	conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	return conn
-}
-
 // While one large body is on its way there is no room for another.
 func maxAPIMemory(c *contract) {
 	large := eventJSON("push", "", `"`+strings.Repeat("x", 150<<10)+`"`)
@@ -122,26 +110,8 @@ func maxAPIMemory(c *contract) {
 
 // However many webhooks there are, no more requests are under way than may be, and all arrive.
 func maxInFlight(c *contract) {
-	var mu sync.Mutex
-	var inFlight, most int
-	receiver := newReceiver(c.t, func(r *wireRequest) wireAnswer {
-		return func(conn net.Conn, ended <-chan struct{}) bool {
-			mu.Lock()
-			inFlight++
-			most = max(most, inFlight)
-			mu.Unlock()
-			timer := time.NewTimer(50 * time.Millisecond)
-			defer timer.Stop()
-			select {
-			case <-timer.C:
-			case <-ended:
-			}
-			mu.Lock()
-			inFlight-- // before the answer, which makes room for the next
-			mu.Unlock()
-			return always(http.StatusOK)(r)(conn, ended)
-		}
-	})
+	var all gauge
+	receiver := newReceiver(c.t, func(r *wireRequest) wireAnswer { return all.okAfter(50*time.Millisecond, r) })
 	const hooks, events = 8, 3
 	for range hooks {
 		c.hook(receiver.URL, "push", "")
@@ -150,9 +120,7 @@ func maxInFlight(c *contract) {
 		c.dispatch("push", "1", hooks)
 	}
 	receiver.await(hooks * events)
-	mu.Lock()
-	defer mu.Unlock()
-	if most > 4 {
+	if most := all.peak(); most > 4 {
 		c.t.Errorf("%d requests at a time, at most 4 may be", most)
 	}
 }

@@ -25,14 +25,9 @@ func TestAPILimits(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, "--header-timeout", "300ms", "--request-timeout", "600ms", "--idle-timeout", "300ms", "--max-header-size", "8KiB",
 		"--max-api-requests", "1")
-	address := strings.TrimPrefix(s.url, "http://")
 	dial := func(send string) *bufio.Reader {
 		t.Helper()
-		conn, err := net.Dial("tcp", address)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { conn.Close() })
+		conn := dialServer(t, s)
 		if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 			t.Fatal(err)
 		}
@@ -107,14 +102,9 @@ func TestAPILimits(t *testing.T) {
 func TestAPIConnections(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, "--max-api-connections", "2")
-	address := strings.TrimPrefix(s.url, "http://")
 	ask := func() (net.Conn, *bufio.Reader) {
 		t.Helper()
-		conn, err := net.Dial("tcp", address)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { conn.Close() })
+		conn := dialServer(t, s)
 		if _, err := io.WriteString(conn, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
 			t.Fatal(err)
 		}
