@@ -168,7 +168,7 @@ func testConnectionStorms(t *testing.T) {
 	if testing.Short() {
 		rounds, storm = 1, 5
 	}
-	cluster := pgtest.StartCluster(t)
+	cluster := pgtest.StartCluster(t, "max_connections=60") // the nodes take about half of them
 	database := cluster.URL("postgres")
 	n := newNodes(t, database, database, database)
 	n.publish(4, 50*time.Millisecond, false)

@@ -40,6 +40,7 @@ const (
 type Cluster struct {
 	bin      string // the folder of PostgreSQL's programs
 	dir      string
+	settings []string
 	owner    *owner // nil: whoever runs this
 	password string
 	port     int // 0 before the first start
@@ -60,7 +61,7 @@ type server struct {
 
 // NewCluster makes a cluster in the folder, which must be empty. If no PostgreSQL
 // is found, the error is ErrNotFound.
-func NewCluster(ctx context.Context, dir string) (*Cluster, error) {
+func NewCluster(ctx context.Context, dir string, settings ...string) (*Cluster, error) {
 	if runtime.GOOS == "windows" {
 		return nil, fmt.Errorf("%w: starting one is not supported on Windows", ErrNotFound)
 	}
@@ -68,7 +69,7 @@ func NewCluster(ctx context.Context, dir string) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Cluster{bin: bin, dir: dir, password: rand.Text()}
+	c := &Cluster{bin: bin, dir: dir, settings: settings, password: rand.Text()}
 	if os.Geteuid() == 0 {
 		if c.owner, err = otherUser(); err != nil {
 			return nil, err
@@ -136,14 +137,19 @@ func (c *Cluster) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cmd := c.command(context.WithoutCancel(ctx), "postgres", "-D", c.data(), "-p", strconv.Itoa(c.port),
+	args := []string{
+		"-D", c.data(), "-p", strconv.Itoa(c.port),
 		"-c", "listen_addresses=127.0.0.1",
 		"-c", "unix_socket_directories=", // a socket's path may be too long for one
 		"-c", "dynamic_shared_memory_type=mmap", // in the folder, and gone with it
 		"-c", "max_connections=400",
 		"-c", "shared_buffers=128MB",
 		"-c", "fsync=off", "-c", "full_page_writes=off", // the data outlives a kill, not a power cut
-	)
+	}
+	for _, setting := range c.settings {
+		args = append(args, "-c", setting)
+	}
+	cmd := c.command(context.WithoutCancel(ctx), "postgres", args...)
 	s, err := run(cmd, log)
 	if err != nil {
 		return err

@@ -61,8 +61,9 @@ func URL(t testing.TB) string {
 }
 
 // StartCluster starts a server for this test alone, which the test may stop,
-// kill and restart. It is stopped and removed when the test ends.
-func StartCluster(t testing.TB) *Cluster {
+// kill and restart. It is stopped and removed when the test ends. Settings are
+// PostgreSQL's, such as "max_connections=60".
+func StartCluster(t testing.TB, settings ...string) *Cluster {
 	t.Helper()
 	if os.Getenv(EnvURL) == "" {
 		skip(t, "PostgreSQL is not tested: run `make test`, which starts one, or set "+EnvURL)
@@ -76,7 +77,7 @@ func StartCluster(t testing.TB) *Cluster {
 			t.Error(err)
 		}
 	})
-	c, err := NewCluster(t.Context(), dir)
+	c, err := NewCluster(t.Context(), dir, settings...)
 	if errors.Is(err, ErrNotFound) {
 		skip(t, "a test with a server of its own: "+err.Error())
 	} else if err != nil {
