@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"regexp"
 	"strings"
@@ -12,6 +13,9 @@ import (
 	"testing"
 	"time"
 )
+
+// timedOut is how the row of an attempt starts whose time was over.
+const timedOut = "0 timeout: "
 
 // malicious is what a receiver does to harm, and how the row must start: with the status, a space and the body.
 type malicious struct {
@@ -35,12 +39,12 @@ func maliciousAnswers(t *testing.T) map[string]malicious {
 	for i := range 10_000 {
 		fmt.Fprintf(&lines, "X-%d: %d\r\n", i, i)
 	}
-	const timeout, broken = "0 timeout: ", "0 request error: "
+	const broken = "0 request error: "
 	return map[string]malicious{
 		"endless body":         {answerStream(okay+"\r\n", much, 0), "200 0123456789abcdef"},
 		"endless chunk":        {answerStream(okay+"Transfer-Encoding: chunked\r\n\r\nffffffffffffff\r\n", much, 0), "200 0123456789abcdef"},
-		"dripping body":        {answerStream(okay+"\r\n", "x", 50*time.Millisecond), timeout},
-		"dripping header":      {answerStream(okay, "X-A: a\r\n", 50*time.Millisecond), timeout},
+		"dripping body":        {answerStream(okay+"\r\n", "x", 50*time.Millisecond), timedOut},
+		"dripping header":      {answerStream(okay, "X-A: a\r\n", 50*time.Millisecond), timedOut},
 		"endless header":       {answerStream(okay, "X-A: "+much[:1000]+"\r\n", 0), broken},
 		"endless header line":  {answerStream(okay+"X-A: ", much, 0), broken},
 		"endless status line":  {answerStream("HTTP/1.1 200 ", much, 0), broken},
@@ -56,9 +60,9 @@ func maliciousAnswers(t *testing.T) map[string]malicious {
 		"reset":                {answerReset(""), broken},
 		"reset in the body":    {answerReset(okay + "Content-Length: 10\r\n\r\nhalf"), ""}, // the reset may overtake it
 		"switching protocols":  {answerStream("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n", much, 0), "101 "},
-		"silence":              {answerHang(""), timeout},
-		"silence in the body":  {answerHang(okay + "Content-Length: 10\r\n\r\nhalf"), timeout},
-		"silence in the chunk": {answerHang(okay + "Transfer-Encoding: chunked\r\n\r\n5\r\nhal"), timeout},
+		"silence":              {answerHang(""), timedOut},
+		"silence in the body":  {answerHang(okay + "Content-Length: 10\r\n\r\nhalf"), timedOut},
+		"silence in the chunk": {answerHang(okay + "Transfer-Encoding: chunked\r\n\r\n5\r\nhal"), timedOut},
 	}
 }
 
@@ -91,7 +95,7 @@ func TestFaultMaliciousReceivers(t *testing.T) { // not parallel: it sets PATH
 	needsProc(t)
 	useBuilt(t)
 	const events = 6
-	s := startContract(t, "--timeout", "1s", "--retry-policy", "none")
+	s := startContract(t, "--timeout", "1m", "--retry-policy", "none")
 	c := in(t, s)
 	healthy := newReceiver(t, nil)
 	first := c.hook(healthy.URL+"/first", "push", "s3cret")
@@ -109,6 +113,9 @@ func TestFaultMaliciousReceivers(t *testing.T) { // not parallel: it sets PATH
 	hooks := map[string]string{}
 	for name := range answers {
 		hooks[name] = c.hook(receiver.URL+"/"+strings.ReplaceAll(name, " ", "_"), "push", "s3cret")
+		if answers[name].want == timedOut {
+			c.ask(http.StatusOK, "PATCH", "/webhooks/"+hooks[name], `{"timeout":1}`)
+		}
 	}
 	last := c.hook(healthy.URL+"/last", "push", "s3cret")
 	for range events {

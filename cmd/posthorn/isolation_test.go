@@ -39,9 +39,7 @@ func TestIsolation(t *testing.T) {
 		for cycle := range cycles {
 			alone[cycle] = i.measure(nil)
 			for _, bad := range compare {
-				bad.start()
-				beside[bad] = append(beside[bad], i.measure(bad))
-				bad.stop()
+				beside[bad] = append(beside[bad], i.beside(bad))
 			}
 		}
 		var again []*badHooks
@@ -112,12 +110,7 @@ func newIsolation(t *testing.T) *isolation {
 	i.postAll("slow", slowBacklog)
 	i.postAll("flood", floodBacklog)
 	for _, bad := range i.bad[2:] {
-		eventually(t, func() string {
-			if n := bad.receiver.inFlight.Load(); n < bad.busy {
-				return fmt.Sprintf("the %s have %d requests in flight, want %d", bad.name, n, bad.busy)
-			}
-			return ""
-		})
+		bad.awaitBusy()
 	}
 	i.measure(nil)
 	for _, bad := range i.bad {
@@ -161,21 +154,39 @@ func (i *isolation) post(repo, id string) {
 	}
 }
 
-// measure dispatches events at a steady pace and returns the 99th percentile of the time from dispatch to receipt. Meanwhile the
-// bad webhooks, if any, must be busy most of the time: requests that take equally long end together, so one look says little.
+// beside measures while bad webhooks are busy. Where they were not, because the machine was elsewhere, it proves nothing, and is
+// done again.
+func (i *isolation) beside(bad *badHooks) time.Duration {
+	for try := 1; ; try++ {
+		bad.start()
+		p99 := i.measure(bad)
+		bad.stop()
+		switch {
+		case bad.receiver == nil || median(bad.inFlight) >= bad.busy: // requests that take equally long end together, so one look says little
+			return p99
+		case try == 3:
+			i.t.Fatalf("the %s have %d requests in flight, want mostly %d at least: they prove nothing", bad.name, bad.inFlight, bad.busy)
+		}
+	}
+}
+
+// measure dispatches events at a steady pace and returns the 99th percentile of the time from dispatch to receipt. It notes how
+// many requests the bad webhooks, if any, have in flight meanwhile.
 func (i *isolation) measure(bad *badHooks) time.Duration {
 	const events, every = 30, 33 * time.Millisecond
 	i.mu.Lock()
 	i.latencies = nil
 	i.mu.Unlock()
 	var posts sync.WaitGroup
-	var inFlight []int64
 	tick := time.NewTicker(every)
 	defer tick.Stop()
+	if bad != nil {
+		bad.inFlight = nil
+	}
 	for range events {
 		<-tick.C
 		if bad != nil && bad.receiver != nil {
-			inFlight = append(inFlight, bad.receiver.inFlight.Load())
+			bad.inFlight = append(bad.inFlight, bad.receiver.inFlight.Load())
 		}
 		i.events++
 		id := fmt.Sprint("e", i.events)
@@ -187,9 +198,6 @@ func (i *isolation) measure(bad *badHooks) time.Duration {
 		})
 	}
 	posts.Wait()
-	if len(inFlight) > 0 && median(inFlight) < bad.busy {
-		i.t.Errorf("the %s have %d requests in flight, want mostly %d at least: they prove nothing", bad.name, inFlight, bad.busy)
-	}
 	for timeout := time.After(patience); ; {
 		i.mu.Lock()
 		sorted := slices.Sorted(slices.Values(i.latencies))
@@ -214,6 +222,7 @@ type badHooks struct {
 	repo     string       // has a backlog for them
 	busy     int64        // how many requests they mostly have in flight at least while they are bad
 	refill   int64        // how many events make up for what they have worked off the last time
+	inFlight []int64      // how many requests they had in flight during the last measurement
 }
 
 // start makes them active and bad. Those that hang answer at first, so that each of them may have many requests in flight.
@@ -221,10 +230,19 @@ func (b *badHooks) start() {
 	b.activate(true)
 	if b.repo != "hang" {
 		b.postAll(b.repo, b.refill)
+		if b.receiver != nil {
+			b.awaitBusy()
+		}
 		return
 	}
+	all := b.receiver.served.Load() + hangingBurst*int64(len(b.paths))
 	b.postAll(b.repo, hangingBurst)
-	b.idle()
+	eventually(b.t, func() string {
+		if n := b.receiver.served.Load(); n < all {
+			return fmt.Sprintf("%d requests to the %s were answered, want %d", n, b.name, all)
+		}
+		return ""
+	})
 	b.receiver.misbehave(true)
 	b.postAll(b.repo, hangingBurst)
 }
@@ -239,6 +257,17 @@ func (b *badHooks) stop() {
 	b.activate(false)
 	b.receiver.misbehave(false)
 	b.idle()
+}
+
+// awaitBusy waits until they have enough requests in flight.
+func (b *badHooks) awaitBusy() {
+	b.t.Helper()
+	eventually(b.t, func() string {
+		if n := b.receiver.inFlight.Load(); n < b.busy {
+			return fmt.Sprintf("the %s have %d requests in flight, want %d", b.name, n, b.busy)
+		}
+		return ""
+	})
 }
 
 // idle waits until they have no request in flight.
@@ -262,6 +291,7 @@ func (b *badHooks) activate(active bool) {
 type badReceiver struct {
 	*httptest.Server
 	inFlight atomic.Int64
+	served   atomic.Int64
 	mu       sync.Mutex
 	open     chan struct{} // closed: it answers well
 }
@@ -277,6 +307,7 @@ func newBadReceiver(t *testing.T, badly func(open <-chan struct{})) *badReceiver
 		open := r.open
 		r.mu.Unlock()
 		badly(open)
+		r.served.Add(1)
 	}))
 	t.Cleanup(func() {
 		r.misbehave(false)

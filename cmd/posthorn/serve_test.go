@@ -179,6 +179,7 @@ func TestServeGivesUpDraining(t *testing.T) {
 	}
 
 	// The next start makes the same attempt again.
+	<-first.Context().Done() // the answer is not for this one
 	receiver.answer <- http.StatusOK
 	s = startServer(t, "--data", s.data, "--allow-target", receiver.Listener.Addr().String())
 	second := receiver.await(t)
