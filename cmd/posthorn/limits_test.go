@@ -93,7 +93,7 @@ func TestAPILimits(t *testing.T) {
 	})
 	// Nor does one that means nothing hold up a redelivery, whose answer may take as long as it likes.
 	answered("a redelivery with half a body", "POST /api/v1/repos/r1/webhooks/w/deliveries/d/redeliver HTTP/1.1\r\n"+authorized+"Content-Length: 5\r\n\r\n{", 400)
-	s.call("GET", "/api/v1/event-types", "", 200)
+	answered("afterwards", "GET /api/v1/event-types HTTP/1.1\r\n"+authorized+"\r\n", 200)
 }
 
 // More connections than there may be wait until one ends, and cost the server nothing.
