@@ -323,6 +323,7 @@ func TestRedeliverOutlastsTheServersLimits(t *testing.T) {
 	<-api.made
 	s := httptest.NewUnstartedServer(api)
 	s.Config.ReadTimeout, s.Config.WriteTimeout = limit, limit
+	s.Config.ReadHeaderTimeout = time.Minute // the limits are about what follows, and on a busy machine they are over before
 	s.Start()
 	defer s.Close()
 	api.url = s.URL

@@ -79,25 +79,29 @@ func TestEventRates(t *testing.T) {
 }
 
 func TestEventRatesOverHTTP(t *testing.T) {
-	api := startAPI(t, posthorn.Config{})
-	api.rates.perRepo = 3
-	// What is not accepted, or was before, costs nothing.
-	for range 10 {
-		api.do("POST", "/api/v1/repos/r1/events", `{"eventType":"nonsense","payload":1}`).problem(http.StatusUnprocessableEntity, "", "eventType")
-	}
-	const batch = `{"events":[{"eventType":"push","payload":1},{"eventType":"push","payload":2}]}`
-	api.do("POST", "/api/v1/repos/r1/events:batch", batch).ok(http.StatusAccepted)
-	api.do("POST", "/api/v1/repos/r1/events:batch", batch).ok(http.StatusAccepted) // one was left, and one is borrowed
-	const event = `{"eventType":"push","payload":1}`
-	for path, body := range map[string]string{"/api/v1/repos/r1/events:batch": batch, "/api/v1/repos/r1/events": event} {
-		a := api.do("POST", path, body)
-		a.problem(http.StatusTooManyRequests, "--max-events-per-second-per-repo", "")
-		if a.header.Get("Retry-After") != "1" {
-			t.Errorf("Retry-After %q", a.header.Get("Retry-After"))
+	inBubble(t, func(t *testing.T, s *server, _ *tampered, connect func() net.Conn) { // where nothing is made up for while the machine is busy
+		transport := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return connect(), nil }}
+		defer transport.CloseIdleConnections()
+		api := &testAPI{server: s, t: t, url: "http://api", client: &http.Client{Transport: transport}}
+		api.rates.perRepo = 3
+		// What is not accepted, or was before, costs nothing.
+		for range 10 {
+			api.do("POST", "/api/v1/repos/r1/events", `{"eventType":"nonsense","payload":1}`).problem(http.StatusUnprocessableEntity, "", "eventType")
 		}
-	}
-	api.do("POST", "/api/v1/repos/r2/events", event).ok(http.StatusAccepted)
-	api.do("GET", "/api/v1/repos/r1/webhooks", "").ok(http.StatusOK)
+		const batch = `{"events":[{"eventType":"push","payload":1},{"eventType":"push","payload":2}]}`
+		api.do("POST", "/api/v1/repos/r1/events:batch", batch).ok(http.StatusAccepted)
+		api.do("POST", "/api/v1/repos/r1/events:batch", batch).ok(http.StatusAccepted) // one was left, and one is borrowed
+		const event = `{"eventType":"push","payload":1}`
+		for path, body := range map[string]string{"/api/v1/repos/r1/events:batch": batch, "/api/v1/repos/r1/events": event} {
+			a := api.do("POST", path, body)
+			a.problem(http.StatusTooManyRequests, "--max-events-per-second-per-repo", "")
+			if a.header.Get("Retry-After") != "1" {
+				t.Errorf("Retry-After %q", a.header.Get("Retry-After"))
+			}
+		}
+		api.do("POST", "/api/v1/repos/r2/events", event).ok(http.StatusAccepted)
+		api.do("GET", "/api/v1/repos/r1/webhooks", "").ok(http.StatusOK)
+	})
 }
 
 // Events count from the moment on that they are about to be accepted: those that come meanwhile don't get past the limit.

@@ -52,7 +52,7 @@ func (l *ledger) settled(ctx context.Context) error {
 	}
 }
 
-// patience is how long there may be nothing recorded while something is expected.
+// patience is how long there may be nothing recorded while something is expected, and how long a measured request may take.
 const patience = time.Minute
 
 // clear forgets what is expected.

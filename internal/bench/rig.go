@@ -135,10 +135,14 @@ func (r *rig) repos(ctx context.Context, prefix string, count, n int, eventType,
 	for i := range repos {
 		repos[i] = prefix + "-" + strconv.Itoa(i)
 	}
+	var options posthorn.Options
+	if eventType == measured { // where the machine stalls, the latency shall say so, and no delivery fail
+		options.Timeout = patience
+	}
 	// The Dispatcher makes one, with a secret, and the others are as that one.
 	secret := signature.GenerateSecret()
 	first, err := r.dispatcher.CreateWebhook(ctx, posthorn.NewWebhook{
-		RepoID: repos[0], URL: url, Events: []string{eventType}, Secret: secret,
+		RepoID: repos[0], URL: url, Events: []string{eventType}, Secret: secret, Options: options,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("create webhooks: %w", err)

@@ -77,7 +77,7 @@ const (
 	healthyRate = 200
 	badEach     = 5 // webhooks of each kind
 	badRate     = 20
-	// The attempts to hanging receivers end within a slice, as they do in the long run.
+	// The attempts to hanging receivers end within a slice, as they do in the long run. Those that are measured have more time.
 	isolationTimeout = 500 * time.Millisecond
 )
 

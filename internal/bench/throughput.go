@@ -87,7 +87,7 @@ func (b *bareSender) send(ctx context.Context, i int) error {
 	body := payload(now)
 	id := bareID(b.id.Add(1))
 	signer := b.signers[i%repoCount]
-	outcome := b.sender.Send(ctx, &sender.Request{URL: b.url, Body: body, Timeout: defaultTimeout, Header: http.Header{
+	outcome := b.sender.Send(ctx, &sender.Request{URL: b.url, Body: body, Timeout: patience, Header: http.Header{
 		"Content-Type":        {"application/json"},
 		"User-Agent":          {"MuseHub-Webhook/1.0"},
 		"X-MuseHub-Event":     {measured},

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // DNS is a DNS server on loopback.
@@ -66,15 +67,22 @@ func (d *DNS) Resolver() *net.Resolver {
 	dial := r.Dial
 	r.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
 		c, err := dial(ctx, network, address)
-		if err == nil {
-			d.mu.Lock()
-			defer d.mu.Unlock()
-			d.asking = append(d.asking, c)
+		if err != nil {
+			return nil, err
 		}
-		return c, err
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.asking = append(d.asking, c)
+		return patient{c.(*net.UDPConn)}, nil
 	}
 	return r
 }
+
+// patient is a connection on which the Go resolver waits for the answer as long as it takes. On a busy machine it would ask again after
+// five seconds, and get what is there for the next look-up.
+type patient struct{ *net.UDPConn }
+
+func (patient) SetDeadline(time.Time) error { return nil }
 
 // Resolver returns a resolver that asks the server at an address, and no other.
 func Resolver(addr string) *net.Resolver {

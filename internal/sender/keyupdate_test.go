@@ -100,7 +100,7 @@ func keyUpdate(keyLog string, records uint64) []byte {
 // stuckSender is a Sender, in a bubble, for receivers with the certificate pair.
 func stuckSender(t *testing.T) (*Sender, tls.Certificate) {
 	a := newAuthority(t)
-	return a.trusting(Config{}), a.Pair(certtest.Server("stuck.test", "other.test"))
+	return a.trusting(Config{Timeout: 10 * time.Second}), a.Pair(certtest.Server("stuck.test", "other.test"))
 }
 
 // An attempt ends in time, whatever its connection waits for.

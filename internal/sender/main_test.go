@@ -3,6 +3,7 @@ package sender
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,9 @@ const (
 	short = 250 * time.Millisecond
 	long  = 4 * time.Second
 )
+
+// patience is the time limit of all others: they must not run into it, however busy the machine is.
+const patience = time.Minute
 
 var loopback = mustTarget("127.0.0.1/32")
 
@@ -70,6 +74,7 @@ var errNotLoopback = errors.New("tests connect to loopback only")
 
 // newSender returns a Sender that, even if its guard were broken, sends nothing beyond 127.0.0.1.
 func newSender(t testing.TB, cfg Config) (*Sender, *passed) {
+	cfg.Timeout = cmp.Or(cfg.Timeout, patience)
 	s := New(cfg)
 	t.Cleanup(s.Close)
 	p := new(passed)

@@ -67,7 +67,7 @@ func TestKeptConnectionsThatAreClosed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := New(Config{AllowTargets: []Target{target}})
+	s := New(Config{AllowTargets: []Target{target}, Timeout: patience})
 	defer s.Close()
 	u, err := s.CheckURL("http://" + l.Addr().String() + "/")
 	if err != nil {

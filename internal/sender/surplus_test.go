@@ -35,7 +35,7 @@ func TestSurplusResponse(t *testing.T) {
 				if i%2 == 0 {
 					path, status, body = "/evil", http.StatusOK, "ok"
 				}
-				if o := post(t, s, url+path, long); o.Status != status || o.Body != body {
+				if o := post(t, s, url+path, patience); o.Status != status || o.Body != body {
 					t.Errorf("%s got %d, %q", path, o.Status, o.Body)
 				}
 			}

@@ -1,6 +1,7 @@
 package sender
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -18,6 +19,7 @@ import (
 
 // newRecorder returns a Sender that connects to nothing: what its guard lets pass is recorded and refused.
 func newRecorder(t testing.TB, cfg Config) (*Sender, *passed) {
+	cfg.Timeout = cmp.Or(cfg.Timeout, patience)
 	s := New(cfg)
 	t.Cleanup(s.Close)
 	p := new(passed)

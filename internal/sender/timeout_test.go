@@ -103,7 +103,9 @@ func TestTimeoutOfTheSystem(t *testing.T) {
 }
 
 func TestDefaultTimeout(t *testing.T) {
-	if s := local(t); s.timeout != 10*time.Second {
+	s := New(Config{})
+	defer s.Close()
+	if s.timeout != 10*time.Second {
 		t.Errorf("it is %v", s.timeout)
 	}
 }
