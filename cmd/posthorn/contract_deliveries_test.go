@@ -298,7 +298,8 @@ func contract34Async(c *contract) {
 }
 
 func contract34HangUp(c *contract) {
-	receiver := newReceiver(c.t, script(answerStatus(200), answerStatus(500), answerStatus(500), answerStatus(202)))
+	hungUp := make(chan struct{})
+	receiver := newReceiver(c.t, script(answerStatus(200), answerWhen(hungUp, answerStatus(500)), answerStatus(500), answerStatus(202)))
 	hook := c.hook(receiver.URL, "push", "")
 	c.dispatch("push", `{}`, 1)
 	row := c.awaitLog(hook, 1)[0]
@@ -313,6 +314,7 @@ func contract34HangUp(c *contract) {
 	if err := <-gone; !errors.Is(err, context.Canceled) {
 		c.t.Fatalf("the client got %v, before it hung up", err)
 	}
+	close(hungUp)
 	rows := c.awaitLog(hook, 4)
 	if rows[0].status() != 202 || rows[0].Attempt != 3 {
 		c.t.Errorf("the last row is attempt %d with %d", rows[0].Attempt, rows[0].status())
