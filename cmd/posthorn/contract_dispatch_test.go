@@ -16,7 +16,9 @@ import (
 // Cases 13, 14, 17a and 19: many webhooks, many events.
 func TestContractDispatch(t *testing.T) {
 	t.Parallel()
-	sharing(t, startContract(t), map[string]func(*contract){
+	// What receivers hold back must not run out of time, however long the rest takes.
+	s := startContract(t, "--timeout", "2m", "--max-in-flight-per-webhook", fmt.Sprint(streamInFlight))
+	sharing(t, s, map[string]func(*contract){
 		"case 13 fan-out":                         contract13,
 		"case 14 retries hold up nothing":         contract14,
 		"case 17 cookies":                         contract17Cookies,
@@ -63,19 +65,18 @@ func contract13(c *contract) {
 }
 
 func contract14(c *contract) {
-	var mu sync.Mutex
-	seen := map[string]int{}
 	receiver := newReceiver(c.t, func(r *wireRequest) wireAnswer {
-		mu.Lock()
-		defer mu.Unlock()
-		if seen[string(r.Body)]++; string(r.Body) == "0" && seen["0"] < 3 {
+		if string(r.Body) == "0" {
 			return answerStatus(http.StatusServiceUnavailable)
 		}
 		return answerStatus(http.StatusOK)
 	})
-	c.hook(receiver.URL, "push", "")
+	hook := c.hook(receiver.URL, "push", "")
+	c.ask(200, "PATCH", "/webhooks/"+hook, `{"retryPolicy":"1m"}`)
+	var dispatched, arrived []string
 	for i := range 20 { // one after the other has got there, so that their order is what the receiver sees
 		c.dispatch("push", fmt.Sprint(i), 1)
+		dispatched = append(dispatched, fmt.Sprint(i))
 		eventually(c.t, func() string {
 			for _, r := range receiver.got() {
 				if string(r.Body) == fmt.Sprint(i) {
@@ -85,15 +86,12 @@ func contract14(c *contract) {
 			return fmt.Sprintf("event %d has not arrived", i)
 		})
 	}
-	receiver.await(22)
-	var order []string
 	for _, r := range receiver.got() {
-		order = append(order, string(r.Body))
+		arrived = append(arrived, string(r.Body))
 	}
-	// Event 0 took three attempts, the second a second later: the next ones were there by then.
-	second := slices.Index(order[1:], "0") + 1
-	if order[0] != "0" || second < 2 {
-		c.t.Errorf("a retry held up later events: %v", order)
+	// Event 0 is due again a minute later: the next ones are there before.
+	if !slices.Equal(arrived, dispatched) {
+		c.t.Errorf("a retry held up later events: %v", arrived)
 	}
 }
 
@@ -105,7 +103,7 @@ func TestContract14Order(t *testing.T) {
 	tests := map[string]func(*testing.T){}
 	for _, inFlight := range []int{1, 16} {
 		tests[fmt.Sprintf("%d in flight", inFlight)] = func(t *testing.T) {
-			c := in(t, startContract(t, "--max-in-flight-per-webhook", fmt.Sprint(inFlight)))
+			c := in(t, startContract(t, "--timeout", "2m", "--max-in-flight-per-webhook", fmt.Sprint(inFlight)))
 			release := make(chan struct{})
 			receiver := newReceiver(t, func(*wireRequest) wireAnswer { return answerWhen(release, answerStatus(200)) })
 			hook := c.hook(receiver.URL, "push", "")
@@ -198,6 +196,8 @@ func contract17aMoved(c *contract) {
 	}
 }
 
+const streamInFlight = 16 // at most, to one webhook
+
 func contract17aStream(c *contract) {
 	receiver := newReceiver(c.t, nil)
 	hook := c.hook(receiver.URL, "push", "")
@@ -228,7 +228,7 @@ func contract17aStream(c *contract) {
 		before := len(receiver.got())
 		control.await(len(control.got()) + 20) // the stream flows on
 		// What was on the wire may be read by the receiver a moment later.
-		if got := receiver.got(); len(got) > before+16 {
+		if got := receiver.got(); len(got) > before+streamInFlight {
 			c.t.Errorf("%d requests after the webhook was paused, the last %v later", len(got)-before, got[len(got)-1].At.Sub(at))
 		}
 		quiet := len(receiver.got())

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -97,17 +98,33 @@ func contract09And10(t *testing.T) {
 	hooks["/request/"] = big
 	for way, hook := range hooks {
 		row := c.awaitLog(hook, 1)[0]
-		phase := strings.Split(way, "/")[1]
+		phase, limit := strings.Split(way, "/")[1], time.Second
+		if early(row, phase) {
+			limit = 30 * time.Second
+			c.ask(200, "PATCH", "/webhooks/"+hook, `{"timeout":30}`)
+			c.redeliver(200, hook, row.DeliveryID)
+			row = c.awaitLog(hook, 2)[0]
+		}
 		if row.success() || row.status() != 0 || !strings.HasPrefix(row.body(), "timeout: "+phase+": ") {
 			t.Errorf("%s is logged as %d, %q", way, row.status(), row.body())
 		}
-		if !strings.Contains(row.body(), "1s") || namesAddress(row.body()) {
+		if !strings.Contains(row.body(), limit.String()) || namesAddress(row.body()) {
 			t.Errorf("%s: the text is %q", way, row.body())
 		}
-		if row.DurationMS < 1000 || row.DurationMS > 20_000 { // without a limit for all of it, dripping never ends
+		// Without a limit for all of it, dripping never ends.
+		if least := float64(limit.Milliseconds()); row.DurationMS < least || row.DurationMS > least+19_000 {
 			t.Errorf("%s took %v ms", way, row.DurationMS)
 		}
 	}
+}
+
+// early reports whether an attempt ran out of time before the phase in which the receiver makes it wait. On a busy machine a
+// second may be over by then. What comes before a look-up is called the request too.
+func early(row loggedDelivery, phase string) bool {
+	phases := []string{"DNS", "connect", "request", "TLS", "response headers", "response body"}
+	return slices.ContainsFunc(phases[:slices.Index(phases, phase)], func(before string) bool {
+		return strings.HasPrefix(row.body(), "timeout: "+before+": ")
+	})
 }
 
 // listen returns a loopback address at which connections are accepted and then left alone.
@@ -285,8 +302,22 @@ func contract11Others(t *testing.T) {
 	c := in(t, startContract(t, "--retry-policy", "standard"))
 	hook := c.hook(receiver.URL, "push", "")
 	c.dispatch("push", `{}`, 1)
-	row := c.awaitLog(hook, 1)[0]
+	row := c.awaitFirst(hook)
 	if row.NextAttemptAt == nil || row.NextAttemptAt.Sub(row.DeliveredAt) < 4*time.Second || row.NextAttemptAt.Sub(row.DeliveredAt) > 6*time.Second {
 		t.Errorf("standard: delivered at %v, next at %v, want about 5 s", row.DeliveredAt, row.NextAttemptAt)
 	}
+}
+
+// awaitFirst waits until a webhook's log has a row, and returns the oldest: more may follow at any time.
+func (c *contract) awaitFirst(hook string) (first loggedDelivery) {
+	c.t.Helper()
+	eventually(c.t, func() string {
+		rows := c.log(hook)
+		if len(rows) == 0 {
+			return "the log is empty"
+		}
+		first = rows[len(rows)-1]
+		return ""
+	})
+	return first
 }

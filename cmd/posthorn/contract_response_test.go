@@ -98,7 +98,7 @@ func TestContract12(t *testing.T) {
 }
 
 func contract12(t *testing.T) {
-	s := startContract(t, "--retry-policy", "none")
+	s := startContract(t, "--retry-policy", "none", "--timeout", "1m")
 	c := in(t, s)
 	var written atomic.Int64
 	answers := hostiles(t, &written)
@@ -172,7 +172,7 @@ func invert(m map[string]string) map[string]string {
 // Case 12, headers that have no end or no meaning. Whether the status counts then as received is open; the row must say
 // either the status or that there was no response, be whole, and nothing else may be touched.
 func contract12Headers(t *testing.T) {
-	s := startContract(t, "--retry-policy", "none")
+	s := startContract(t, "--retry-policy", "none", "--timeout", "1m")
 	c := in(t, s)
 	const okay = "HTTP/1.1 200 OK\r\n"
 	answers := map[string]wireAnswer{
@@ -211,7 +211,7 @@ func contract12Headers(t *testing.T) {
 			if !received && !failed {
 				t.Errorf("%s is logged as %d, success %v, %q", target, row.status(), row.success(), row.body())
 			}
-			if row.DurationMS > 9000 { // not by the time limit
+			if row.DurationMS > 50_000 { // not by the time limit
 				t.Errorf("%s took %v ms", target, row.DurationMS)
 			}
 			c.detail(hook, row.DeliveryID)
@@ -225,7 +225,7 @@ func contract12Headers(t *testing.T) {
 // Case 12, an answer with more to it than Content-Length says: the rest must not be taken for the answer to what another
 // webhook is sent over the same connection.
 func contract12Smuggled(t *testing.T) {
-	s := startContract(t, "--retry-policy", "none")
+	s := startContract(t, "--retry-policy", "none", "--timeout", "1m")
 	c := in(t, s)
 	smuggled := "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 500 No\r\nContent-Length: 8\r\n\r\nsmuggled"
 	receiver := newReceiver(t, func(r *wireRequest) wireAnswer {
