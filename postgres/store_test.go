@@ -3,6 +3,7 @@ package postgres
 import (
 	"database/sql"
 	"fmt"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -17,7 +18,13 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// patient is how long a store of these tests waits for what it gets in the end.
+const patient = time.Minute
+
+func TestMain(m *testing.M) {
+	os.Setenv("PGCONNECT_TIMEOUT", fmt.Sprint(patient.Seconds())) // for whatever URL doesn't say it
+	goleak.VerifyTestMain(m)
+}
 
 func TestStore(t *testing.T) {
 	url := pgtest.URL(t)
