@@ -158,6 +158,7 @@ func TestVanishedNode(t *testing.T) {
 // TestCommitBesideTx has a host's open transaction with an event that others dispatch, too: they wait for it, but not long.
 func TestCommitBesideTx(t *testing.T) {
 	s := open(t, pgtest.URL(t))
+	s.lockTimeout = lockTimeout
 	w, node := newWebhook(t, s), newNode(t, s)
 	e := newEvent(start)
 	host := begin(t, s, pgx.ReadCommitted)

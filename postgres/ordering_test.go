@@ -244,6 +244,7 @@ func TestDueWithoutPlaces(t *testing.T) {
 // TestCommitWaitsForPlaces has a commit meet others of its ordering that take longer than it waits for a host's transaction: it waits for them.
 func TestCommitWaitsForPlaces(t *testing.T) {
 	s := open(t, pgtest.URL(t))
+	s.lockTimeout = lockTimeout
 	w, node := newWebhook(t, s), newNode(t, s)
 	tx := begin(t, s, pgx.ReadCommitted)
 	b := &batch{names: s.names}
