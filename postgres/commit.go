@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -29,7 +30,7 @@ func (s *Store) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Accept
 		a = encodeEvents(b, refused)
 		err = s.withPartitions(ctx, r.days, func() error {
 			return s.write(ctx, func(ctx context.Context, t *transaction) error {
-				if err := writeBatch(ctx, t, b.Node, a, r, &o, &s.lanes); err != nil {
+				if err := s.writeBatch(ctx, t, b.Node, a, r, &o); err != nil {
 					return err
 				}
 				return a.refuse(refused, acceptances)
@@ -62,7 +63,7 @@ func (s *Store) Commit(ctx context.Context, b posthorn.Batch) ([]posthorn.Accept
 }
 
 // writeBatch does what there is to do within one transaction.
-func writeBatch(ctx context.Context, t *transaction, node int64, a *newEvents, r *results, o *orderings, lanes *lanes) error {
+func (s *Store) writeBatch(ctx context.Context, t *transaction, node int64, a *newEvents, r *results, o *orderings) error {
 	a.reset()
 	r.reset()
 	*o = orderings{}
@@ -76,7 +77,7 @@ func writeBatch(ctx context.Context, t *transaction, node int64, a *newEvents, r
 		fence(q, node)
 		o.lock(q)
 		// A host's open transaction that has the same event must not hold up the whole batch.
-		q.queue("SELECT set_config('lock_timeout', '2s', true)")
+		q.queue("SELECT set_config('lock_timeout', $1, true)", fmt.Sprint(s.lockTimeout.Milliseconds()))
 		o.place(q)
 		if len(r.promised.events) > 0 {
 			lockPromises(q, node)
@@ -85,7 +86,7 @@ func writeBatch(ctx context.Context, t *transaction, node int64, a *newEvents, r
 		r.settlePromised(q, node)
 		r.queued.settle(q, node)
 		r.held.settle(q, heldNode)
-		o.advance(q, lanes)
+		o.advance(q, &s.lanes)
 		r.log(q)
 	})
 	// Those in the queue are of events that not all webhooks had room for. Others are settled already, or somebody else's.

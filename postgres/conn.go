@@ -16,6 +16,9 @@ import (
 const (
 	// callTimeout is how long the database may take over one transaction, so that one which hangs holds up nobody for ever.
 	callTimeout = 30 * time.Second
+	// lockTimeout is how long a commit waits for the rows that somebody else has locked, and a drop for a vacuum. It is also how long
+	// a drop that has its locks may say nothing.
+	lockTimeout = 2 * time.Second
 	// maxAttempts is how often a transaction is tried that loses against another one, or finds a partition missing.
 	maxAttempts = 10
 )

@@ -39,7 +39,7 @@ func (s *Store) pruneDeliveries(ctx context.Context, before time.Time, needed ma
 	}
 	total := 0
 	var overdue error
-	patience := time.Now().Add(dropPatience)
+	patience := time.Now().Add(s.dropPatience)
 	for _, d := range sortedDays(tables, counted) {
 		r, hasRows := counted[d]
 		last := d // when it was last needed
@@ -158,7 +158,7 @@ func (s *Store) tryDrop(ctx context.Context, d, cutoff day) (n int, err error) {
 		n = 0
 		last := d
 		err := t.run(ctx, func(b *batch) {
-			b.queue("SELECT set_config('lock_timeout', '2s', true), set_config('idle_in_transaction_session_timeout', '2s', true)")
+			b.queue("SELECT set_config('lock_timeout', $1, true), set_config('idle_in_transaction_session_timeout', $1, true)", fmt.Sprint(s.lockTimeout.Milliseconds()))
 			b.Queue(s.names.replacer.Replace("LOCK TABLE posthorn." + d.table() + " IN SHARE UPDATE EXCLUSIVE MODE"))
 			b.queue("SELECT set_config('lock_timeout', $1, true)", fmt.Sprint(dropLockTimeout.Milliseconds()))
 			b.queue("LOCK TABLE ONLY posthorn.deliveries IN ACCESS EXCLUSIVE MODE")

@@ -15,6 +15,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/musehub/posthorn"
 	"github.com/musehub/posthorn/internal/pgtest"
 )
@@ -158,6 +159,7 @@ func TestVanishedNode(t *testing.T) {
 // TestCommitBesideTx has a host's open transaction with an event that others dispatch, too: they wait for it, but not long.
 func TestCommitBesideTx(t *testing.T) {
 	s := open(t, pgtest.URL(t))
+	s.lockTimeout = lockTimeout
 	w, node := newWebhook(t, s), newNode(t, s)
 	e := newEvent(start)
 	host := begin(t, s, pgx.ReadCommitted)
@@ -244,6 +246,18 @@ func waitForLock(t *testing.T, s *Store) {
 func TestHangingDatabase(t *testing.T) {
 	s := open(t, pgtest.URL(t))
 	w, node := newWebhook(t, s), newNode(t, s)
+	// Each call loses its connection, and the next one must not spend its time on another.
+	var conns []*pgxpool.Conn
+	for range 3 {
+		conn, err := s.pool.Acquire(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, conn)
+	}
+	for _, conn := range conns {
+		conn.Release()
+	}
 	s.timeout = 200 * time.Millisecond
 	holder := begin(t, s, pgx.ReadCommitted)
 	if _, err := holder.Exec(t.Context(), s.names.replacer.Replace("LOCK TABLE posthorn.events")); err != nil {
@@ -332,11 +346,12 @@ func TestServerSettings(t *testing.T) {
 func TestStatementTimeout(t *testing.T) {
 	url := pgtest.URL(t)
 	s := open(t, url)
-	impatient := openNode(t, with(t, url, "statement_timeout", "100"), Config{Schema: s.schema})
+	impatient := openNode(t, url, Config{Schema: s.schema, MaxConns: 1})
 	holder := begin(t, s, pgx.ReadCommitted)
 	if _, err := holder.Exec(t.Context(), s.names.replacer.Replace("LOCK TABLE posthorn.events")); err != nil {
 		t.Fatal(err)
 	}
+	execute(t, impatient, "SET statement_timeout = 100")
 	_, err := impatient.Event(t.Context(), "repo", "any")
 	wantCode(t, err, posthorn.CodeUnavailable, "statement timeout")
 }

@@ -228,6 +228,7 @@ func TestCheckServer(t *testing.T) {
 }
 
 func TestConnections(t *testing.T) {
+	t.Setenv("PGCONNECT_TIMEOUT", "")
 	const url = "postgres://me@127.0.0.1/db"
 	for _, c := range []struct {
 		url     string

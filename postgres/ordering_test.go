@@ -79,6 +79,7 @@ func TestOrderBesideLongTransaction(t *testing.T) {
 	for range 20 {
 		b.Events = append(b.Events, ordered(newEvent(start), w))
 	}
+	began := time.Now() // by this no turn will be too old, however long it takes
 	commitBatch(t, s, b)
 	for i := range 10 {
 		entries := claim(t, s, node, start, 10, w)
@@ -88,9 +89,9 @@ func TestOrderBesideLongTransaction(t *testing.T) {
 		commitBatch(t, s, posthorn.Batch{Node: node, Results: []posthorn.Result{delivered(entries[0], start)}})
 	}
 	execute(t, s, "DELETE FROM posthorn.queue WHERE node IS NULL") // which is what happens to the next one
-	o := orderings{webhooks: []int64{w.Seq}, numbers: []int64{1}, at: time.Now()}
+	o := orderings{webhooks: []int64{w.Seq}, numbers: []int64{1}, at: began}
 	next := buffers(t, s, advanceOrderings, []any{o.webhooks, o.numbers, s.lanes.turnsOf(&o)})
-	o.at = o.at.Add(wholeEvery)
+	o.at = time.Now().Add(wholeEvery)
 	whole := buffers(t, s, advanceOrderings, []any{o.webhooks, o.numbers, s.lanes.turnsOf(&o)})
 	t.Logf("pages from the last turn %d, from the beginning %d", next, whole)
 	if next > 60 || whole < 10*next {
@@ -244,6 +245,7 @@ func TestDueWithoutPlaces(t *testing.T) {
 // TestCommitWaitsForPlaces has a commit meet others of its ordering that take longer than it waits for a host's transaction: it waits for them.
 func TestCommitWaitsForPlaces(t *testing.T) {
 	s := open(t, pgtest.URL(t))
+	s.lockTimeout = lockTimeout
 	w, node := newWebhook(t, s), newNode(t, s)
 	tx := begin(t, s, pgx.ReadCommitted)
 	b := &batch{names: s.names}

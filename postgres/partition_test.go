@@ -205,6 +205,7 @@ func TestNeededPartition(t *testing.T) {
 // says so. Meanwhile nobody waits, and everything else is pruned.
 func TestDropWhileReading(t *testing.T) {
 	s := open(t, pgtest.URL(t))
+	s.dropPatience = dropPatience
 	w, node := newWebhook(t, s), newNode(t, s)
 	deliver(t, s, node, w, newEvent(start), start)
 	deliver(t, s, node, w, newEvent(start.Add(oneDay)), start.Add(oneDay))
@@ -213,34 +214,38 @@ func TestDropWhileReading(t *testing.T) {
 		t.Fatal(err)
 	}
 	prune(t, s, start.Add(oneDay)) // no word of it
-	pruned := make(chan error, 1)
-	go func() {
-		_, err := s.Prune(context.Background(), start.Add(3*oneDay))
-		pruned <- err
-	}()
-	longest, meanwhile := time.Duration(0), 0
-	for ; ; meanwhile++ {
-		began := time.Now()
-		deliver(t, s, node, w, newEvent(start.Add(3*oneDay)), start.Add(3*oneDay))
-		longest = max(longest, time.Since(began))
-		select {
-		case err := <-pruned:
-			wantCode(t, err, posthorn.CodeUnavailable, "deliveries_20260304", "2 days", "lock")
-			wantDiscreet(t, err, "127.0.0.1")
-			t.Logf("%d deliveries meanwhile, of which the longest took %v", meanwhile, longest)
-		default:
-			continue
+	// The machine may stand still once, while a drop that is in the way is so each time.
+	for try := 1; ; try++ {
+		pruned := make(chan error, 1)
+		go func() {
+			_, err := s.Prune(context.Background(), start.Add(3*oneDay))
+			pruned <- err
+		}()
+		longest, meanwhile := time.Duration(0), 0
+		for ; ; meanwhile++ {
+			began := time.Now()
+			deliver(t, s, node, w, newEvent(start.Add(3*oneDay)), start.Add(3*oneDay))
+			longest = max(longest, time.Since(began))
+			select {
+			case err := <-pruned:
+				wantCode(t, err, posthorn.CodeUnavailable, "deliveries_20260304", "2 days", "lock")
+				wantDiscreet(t, err, "127.0.0.1")
+			default:
+				continue
+			}
+			break
 		}
-		break
-	}
-	if longest > time.Second {
-		t.Errorf("a delivery took %v while a partition was to be dropped", longest)
+		unfolded := number(t, s, "SELECT count(*) FROM posthorn.delivery_counts WHERE NOT folded")
+		t.Logf("%d deliveries meanwhile, of which the longest took %v; %d counts are not folded", meanwhile, longest, unfolded)
+		if longest <= time.Second && unfolded <= meanwhile/4 {
+			break
+		}
+		if try == 5 {
+			t.Fatal("each time a delivery took more than a second while a partition was to be dropped, or the counts were not folded")
+		}
 	}
 	if got := tables(t, s); got != "03-04 03-05 03-07" {
 		t.Fatalf("partitions of %s while someone reads", got)
-	}
-	if n := number(t, s, "SELECT count(*) FROM posthorn.delivery_counts WHERE NOT folded"); n > meanwhile/4 {
-		t.Errorf("of %d counts, %d were not folded", meanwhile, n)
 	}
 	if err := reader.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
@@ -255,7 +260,10 @@ func TestDropWhileReading(t *testing.T) {
 
 // TestDropWhileVacuuming has a vacuum at work on a partition, which a drop waits for with a lock that is in nobody's way.
 func TestDropWhileVacuuming(t *testing.T) {
-	s := open(t, pgtest.URL(t))
+	url := pgtest.URL(t)
+	s := open(t, url)
+	other := openNode(t, url, Config{Schema: s.schema})
+	other.lockTimeout = lockTimeout
 	w, node := newWebhook(t, s), newNode(t, s)
 	deliver(t, s, node, w, newEvent(start), start)
 	vacuum := begin(t, s, pgx.ReadCommitted)
@@ -269,11 +277,8 @@ func TestDropWhileVacuuming(t *testing.T) {
 		pruned <- err
 	}()
 	waitForLock(t, s)
-	began := time.Now()
-	deliver(t, s, node, w, newEvent(start), start.Add(3*oneDay)) // into the same partition
-	if took := time.Since(began); took > time.Second {
-		t.Errorf("a delivery took %v", took)
-	}
+	// Into the same partition. The drop would have the patience to make this fail.
+	deliver(t, other, node, w, newEvent(start), start.Add(3*oneDay))
 	if err := vacuum.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}

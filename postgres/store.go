@@ -87,9 +87,10 @@ type Store struct {
 	replayed   replayed
 	placing    atomic.Int64 // the webhook behind which Due looks for entries to place
 
-	timeout time.Duration   // callTimeout, but in tests
-	closed  context.Context // ends when the store is closed
-	close   context.CancelFunc
+	timeout, lockTimeout, dropPatience time.Duration // the constants, but in tests
+
+	closed context.Context // ends when the store is closed
+	close  context.CancelFunc
 }
 
 var (
@@ -108,7 +109,8 @@ func Open(ctx context.Context, url string, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, d.fault(ctx, err)
 	}
-	s := &Store{database: d, names: newNames(d.schema), pool: pool, timeout: callTimeout}
+	s := &Store{database: d, names: newNames(d.schema), pool: pool}
+	s.timeout, s.lockTimeout, s.dropPatience = callTimeout, lockTimeout, dropPatience
 	s.closed, s.close = context.WithCancel(context.Background())
 	if err := s.check(ctx); err != nil {
 		_ = s.Close() // it has no error

@@ -3,6 +3,7 @@ package postgres
 import (
 	"database/sql"
 	"fmt"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -17,7 +18,13 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// patient is how long a store of these tests waits for what it gets in the end.
+const patient = time.Minute
+
+func TestMain(m *testing.M) {
+	os.Setenv("PGCONNECT_TIMEOUT", fmt.Sprint(patient.Seconds())) // for whatever URL doesn't say it
+	goleak.VerifyTestMain(m)
+}
 
 func TestStore(t *testing.T) {
 	url := pgtest.URL(t)
@@ -116,13 +123,15 @@ func open(t testing.TB, url string) *Store {
 	return openNode(t, url, cfg)
 }
 
-// openNode opens another store on a schema.
+// openNode opens another store on a schema. It waits for locks far longer than others keep them, however slow the machine is. Tests
+// of what it does when that takes too long give it less time.
 func openNode(t testing.TB, url string, cfg Config) *Store {
 	t.Helper()
 	s, err := Open(t.Context(), url, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.lockTimeout, s.dropPatience = patient, patient
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)
