@@ -120,10 +120,11 @@ func TestBehind(t *testing.T) {
 	w := newWebhook(t, s)
 	fill(t, s, 3, w)
 	now := start.Add(time.Hour)
-	if n := len(claim(t, s, nodes[0], now, 2, w)); n != 2 || len(s.lanes.known(time.Now())) != 1 {
+	n := len(claim(t, s, nodes[0], now, 2, w))
+	s.lanes.age(-oneDay) // positions count for so much longer, however slow the machine is
+	if n != 2 || len(s.lanes.known(time.Now())) != 1 {
 		t.Fatalf("%d entries, and %d positions", n, len(s.lanes.known(time.Now())))
 	}
-	s.lanes.age(-oneDay) // and so on, however long this takes
 	accept := func(by *Store, node int64, due time.Time) string {
 		t.Helper()
 		e := newEvent(due)

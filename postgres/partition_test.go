@@ -214,7 +214,7 @@ func TestDropWhileReading(t *testing.T) {
 		t.Fatal(err)
 	}
 	prune(t, s, start.Add(oneDay)) // no word of it
-	// The machine may stand still once, while a drop that is in the way is so each time.
+	// The machine may stand still now and then, while a drop that is in the way is so each time.
 	for try := 1; ; try++ {
 		pruned := make(chan error, 1)
 		go func() {
@@ -250,6 +250,7 @@ func TestDropWhileReading(t *testing.T) {
 	if err := reader.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	s.dropPatience = patience
 	if n := prune(t, s, start.Add(3*oneDay)); n != 2 {
 		t.Fatalf("%d rows pruned", n)
 	}
@@ -277,7 +278,7 @@ func TestDropWhileVacuuming(t *testing.T) {
 		pruned <- err
 	}()
 	waitForLock(t, s)
-	// Into the same partition. The drop would have the patience to make this fail.
+	// Into the same partition. A drop that is in its way would be so for longer than it waits for a lock.
 	deliver(t, other, node, w, newEvent(start), start.Add(3*oneDay))
 	if err := vacuum.Rollback(t.Context()); err != nil {
 		t.Fatal(err)

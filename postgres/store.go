@@ -87,7 +87,7 @@ type Store struct {
 	replayed   replayed
 	placing    atomic.Int64 // the webhook behind which Due looks for entries to place
 
-	timeout, lockTimeout, dropPatience time.Duration // the constants, but in tests
+	timeout, lockTimeout, dropPatience time.Duration // callTimeout and the constants of these names, but in tests
 
 	closed context.Context // ends when the store is closed
 	close  context.CancelFunc

@@ -18,11 +18,12 @@ import (
 	"go.uber.org/goleak"
 )
 
-// patient is how long a store of these tests waits for what it gets in the end.
-const patient = time.Minute
+// patience is how long a store of these tests waits for a connection, for a lock (though no longer than a transaction may take), and
+// until what others are in the way of can be dropped.
+const patience = time.Minute
 
 func TestMain(m *testing.M) {
-	os.Setenv("PGCONNECT_TIMEOUT", fmt.Sprint(patient.Seconds())) // for whatever URL doesn't say it
+	os.Setenv("PGCONNECT_TIMEOUT", fmt.Sprint(patience.Seconds())) // for whatever URL doesn't say it
 	goleak.VerifyTestMain(m)
 }
 
@@ -131,7 +132,10 @@ func openNode(t testing.TB, url string, cfg Config) *Store {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.lockTimeout, s.dropPatience = patient, patient
+	if s.timeout != callTimeout || s.lockTimeout != lockTimeout || s.dropPatience != dropPatience {
+		t.Fatalf("it waits for %v, %v and %v", s.timeout, s.lockTimeout, s.dropPatience)
+	}
+	s.lockTimeout, s.dropPatience = patience, patience
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)

@@ -93,6 +93,10 @@ func contract14(c *contract) {
 	if !slices.Equal(arrived, dispatched) {
 		c.t.Errorf("a retry held up later events: %v", arrived)
 	}
+	oldest := c.awaitLog(hook, 20)[19]
+	if oldest.status() != http.StatusServiceUnavailable || oldest.NextAttemptAt == nil {
+		c.t.Errorf("no retry is due: %+v", oldest)
+	}
 }
 
 // Case 14, order: with one request in flight at a time a backlog arrives in the order of the dispatches. With more, those

@@ -307,17 +307,3 @@ func contract11Others(t *testing.T) {
 		t.Errorf("standard: delivered at %v, next at %v, want about 5 s", row.DeliveredAt, row.NextAttemptAt)
 	}
 }
-
-// awaitFirst waits until a webhook's log has a row, and returns the oldest: more may follow at any time.
-func (c *contract) awaitFirst(hook string) (first loggedDelivery) {
-	c.t.Helper()
-	eventually(c.t, func() string {
-		rows := c.log(hook)
-		if len(rows) == 0 {
-			return "the log is empty"
-		}
-		first = rows[len(rows)-1]
-		return ""
-	})
-	return first
-}

@@ -40,11 +40,11 @@ func contract18And04(t *testing.T) {
 			}
 		}),
 	}
-	// However long it takes until the crash, what hangs goes on hanging, and what fails has attempts left. All of their rows fit
-	// on a page of the log.
+	// If it takes long until the crash, what hangs must go on hanging, and what fails must have attempts left. All of their rows
+	// fit on a page of the log.
 	const events, attempts = 20, 9
-	patient := []string{"--timeout", "2m", "--retry-policy", "1s" + strings.Repeat(",3s", attempts-2)}
-	s := startContract(t, patient...)
+	flags := []string{"--timeout", "2m", "--retry-policy", "1s,2s,4s,8s,16s,32s,64s,128s"}
+	s := startContract(t, flags...)
 	c := in(t, s)
 	hooks := map[string]string{}
 	for name, receiver := range receivers {
@@ -62,7 +62,7 @@ func contract18And04(t *testing.T) {
 	hung := receivers["hanging"].got()
 	close(restarted)
 
-	c = c.at(startContract(t, slices.Concat(patient, []string{"--data", s.data})...))
+	c = c.at(startContract(t, slices.Concat(flags, []string{"--data", s.data})...))
 	for name, hook := range hooks {
 		ids := map[string]string{} // of deliveries, by event and attempt
 		var delivered []string
@@ -273,7 +273,7 @@ func contract10And35(t *testing.T) {
 // here, removes the event and keeps the delivery.
 func contractPruned(c *contract, hook, event string, row loggedDelivery) {
 	c.ask(200, "GET", "/events/"+event, "")
-	// Not killed: after a crash, what the log has of an event is found by the event's time.
+	// Not killed: after a crash, rows of an event are looked for from the event's time on, and this one's changes.
 	c.s.stop()
 	hour := "3600000000" // microseconds
 	if onPostgres() {

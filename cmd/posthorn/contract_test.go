@@ -340,6 +340,20 @@ func (c *contract) awaitLog(hook string, n int) (rows []loggedDelivery) {
 	return rows
 }
 
+// awaitFirst waits until a webhook's log has a row, and returns the oldest: more may follow at any time.
+func (c *contract) awaitFirst(hook string) (first loggedDelivery) {
+	c.t.Helper()
+	eventually(c.t, func() string {
+		rows := c.log(hook)
+		if len(rows) == 0 {
+			return "the log is empty"
+		}
+		first = rows[len(rows)-1]
+		return ""
+	})
+	return first
+}
+
 // detail returns one delivery.
 func (c *contract) detail(hook, id string) (loggedDelivery, apiAnswer) {
 	c.t.Helper()

@@ -243,6 +243,7 @@ func (b *badHooks) start() {
 		}
 		return ""
 	})
+	b.idle() // some were left from the last time
 	b.receiver.misbehave(true)
 	b.postAll(b.repo, hangingBurst)
 }

@@ -43,7 +43,6 @@ func TestAPILimits(t *testing.T) {
 		}
 	}
 	answer := func(what string, r *bufio.Reader, status int) error {
-		t.Helper()
 		resp, err := http.ReadResponse(r, nil)
 		if err != nil {
 			return fmt.Errorf("%s: %w", what, err)
@@ -80,7 +79,7 @@ func TestAPILimits(t *testing.T) {
 	// A body that doesn't come takes up the one request that may be under way, until its time is over.
 	eventually(t, func() string {
 		slow := dial("POST /api/v1/repos/r1/webhooks HTTP/1.1\r\n" + authorized + "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
-		for range 100 { // it may take a moment until that is under way, or the next one was quicker, and that one was refused
+		for range 100 { // it may take a moment until the slow one is under way. If it was refused itself, all begins anew.
 			if answer("", dial("GET /api/v1/event-types HTTP/1.1\r\n"+authorized+"\r\n"), http.StatusServiceUnavailable) != nil {
 				continue
 			}

@@ -73,16 +73,16 @@ func (d *DNS) Resolver() *net.Resolver {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		d.asking = append(d.asking, c)
-		return patient{c.(*net.UDPConn)}, nil
+		return noDeadline{c.(*net.UDPConn)}, nil
 	}
 	return r
 }
 
-// patient is a connection on which the Go resolver waits for the answer as long as it takes. On a busy machine it would ask again after
-// five seconds, and get what is there for the next look-up.
-type patient struct{ *net.UDPConn }
+// noDeadline is a connection on which the Go resolver waits for the answer as long as it takes. On a busy machine it would ask again
+// after five seconds, and get what is there for the next look-up. It is a UDPConn because the resolver takes any other for TCP.
+type noDeadline struct{ *net.UDPConn }
 
-func (patient) SetDeadline(time.Time) error { return nil }
+func (noDeadline) SetDeadline(time.Time) error { return nil }
 
 // Resolver returns a resolver that asks the server at an address, and no other.
 func Resolver(addr string) *net.Resolver {
